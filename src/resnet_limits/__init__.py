@@ -1,0 +1,1 @@
+"""Executable replications of four theory papers on deep residual networks as ODEs."""

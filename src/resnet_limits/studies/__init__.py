@@ -1,0 +1,1 @@
+"""One folder per paper; nothing outside a folder knows its name."""
