@@ -1,0 +1,43 @@
+# Regenerates every figure, table and verdict: `snakemake --cores 8 all`.
+# Configuration, with every key explained: workflow/config.yaml.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "workflow/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/analyse.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    tables,
+    figures,
+    claims,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.report_page.output,
+        figure_files(),
+
+
+rule tables:
+    input:
+        table_files(),
+
+
+rule figures:
+    input:
+        figure_files(),
+
+
+rule claims:
+    input:
+        claim_files(),

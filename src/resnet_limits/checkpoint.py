@@ -1,0 +1,99 @@
+"""Checkpoints, and the lock that keeps two processes from one training."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from resnet_limits.train import Problem
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, waiting for whoever has it.
+
+    The system frees the lock when its holder dies, however it dies. So a trainer that outlived
+    the Snakemake that started it is waited for and not disturbed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{path.parent}: another process trains this run; waiting for it.", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Checkpoint:
+    """A training's state in one file, replaced whole.
+
+    Parameters
+    ----------
+    path
+        The file.
+    marks
+        Hashes of configuration and sources; a checkpoint with other marks is not continued,
+        since its numbers would be a mixture.
+    problem
+        Whose state is saved and restored.
+    """
+
+    def __init__(self, path: Path, marks: Mapping[str, str], problem: Problem) -> None:
+        self.path = path
+        self.marks = dict(marks)
+        self.problem = problem
+
+    def save(self, progress: Mapping[str, Any]) -> None:
+        """Write problem, optimizer, scheduler and the loop's own progress."""
+        problem = self.problem
+        content = {
+            "marks": self.marks,
+            "progress": dict(progress),
+            "state": {name: _content(value) for name, value in problem.state.items()},
+            "optimizer": problem.optimizer.state_dict(),
+            "scheduler": problem.scheduler and problem.scheduler.state_dict(),
+        }
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        torch.save(content, temporary)
+        os.replace(temporary, self.path)
+
+    def restore(self) -> dict[str, Any] | None:
+        """Load the file into the problem; return the progress, None if there is none to continue."""
+        if not self.path.exists():
+            return None
+        # The file is our own, and holds data frames besides tensors.
+        content = torch.load(self.path, map_location="cpu", weights_only=False)
+        if content["marks"] != self.marks:
+            print(f"{self.path}: of another configuration or other sources; starting over.")
+            return None
+        for name, value in content["state"].items():
+            _restore(self.problem.state[name], value)
+        self.problem.optimizer.load_state_dict(content["optimizer"])
+        if self.problem.scheduler is not None:
+            self.problem.scheduler.load_state_dict(content["scheduler"])
+        return content["progress"]
+
+    def remove(self) -> None:
+        """Delete the file of a finished training."""
+        self.path.unlink(missing_ok=True)
+
+
+def _content(value: Tensor | torch.Generator) -> Tensor:
+    return value.get_state() if isinstance(value, torch.Generator) else value.detach()
+
+
+@torch.no_grad()
+def _restore(target: Tensor | torch.Generator, value: Tensor) -> None:
+    if isinstance(target, torch.Generator):
+        target.set_state(value)
+    else:
+        target.copy_(value)

@@ -1,0 +1,149 @@
+"""The command line: arguments only; what they ask for is done elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnet_limits.errors import UserError
+from resnet_limits.spec import SCALES, TRAINED_SCALES, load_study
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a user's mistake is one line on standard error and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"resnet-limits {options.command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"resnet-limits {options.command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _config(options: argparse.Namespace) -> None:
+    config = load_study(options.study).run(options.scale, options.experiment, options.run_id)
+    print(json.dumps(config, indent=1))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from resnet_limits.train import Context, choose_device, read_config, train
+
+    context = Context(choose_device(options.device), options.data_root)
+    train(read_config(options.config), options.output, context, options.checkpoint_seconds)
+
+
+def _table(options: argparse.Namespace) -> None:
+    from resnet_limits.analysis import make_table
+
+    make_table(options.study, options.table, options.scale, options.results)
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from resnet_limits.analysis import draw_figure
+
+    draw_figure(options.study, options.figure, options.scale, options.results, options.figures)
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from resnet_limits.claims import judge_study
+
+    judge_study(options.study, options.scale, options.results)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from resnet_limits.report import write_report
+
+    write_report(options.studies, options.scale, options.results, options.figures)
+
+
+def _record(options: argparse.Namespace) -> None:
+    from resnet_limits.recorded import record_study
+
+    for study in options.studies:
+        record_study(study, options.scale, options.results)
+
+
+def _progress(options: argparse.Namespace) -> None:
+    from resnet_limits.progress import follow
+
+    follow(options.results, options.scale, options.watch)
+
+
+def _document(options: argparse.Namespace) -> None:
+    from resnet_limits.document import update_readme
+
+    for study in options.studies:
+        update_readme(load_study(study))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="resnet-limits", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    config = commands.add_parser("config", help="print a run's resolved configuration")
+    config.add_argument("study")
+    config.add_argument("experiment")
+    config.add_argument("run_id", metavar="run")
+    config.add_argument("--scale", choices=TRAINED_SCALES, default="quick")
+    config.set_defaults(run=_config)
+
+    train = commands.add_parser("train", help="train one run, or continue it")
+    train.add_argument("--config", required=True, help="a run's configuration: JSON, or a file")
+    train.add_argument("--output", type=Path, required=True, help="the run's folder")
+    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    train.add_argument("--data-root", type=Path, default=Path("data"))
+    train.add_argument("--checkpoint-seconds", type=float, default=20.0)
+    train.set_defaults(run=_train)
+
+    for name, what, run in (
+        ("table", "turn run records into a tidy table", _table),
+        ("plot", "turn tables into a figure, PNG and PDF", _plot),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("study")
+        command.add_argument("table" if name == "table" else "figure")
+        _add_places(command, figures=name == "plot")
+        command.set_defaults(run=run)
+
+    claims = commands.add_parser("claims", help="judge a study's claims by its tables")
+    claims.add_argument("study")
+    _add_places(claims)
+    claims.set_defaults(run=_claims)
+
+    report = commands.add_parser("report", help="write claims.csv and report.html of a scale")
+    report.add_argument("studies", nargs="+", metavar="study")
+    _add_places(report, figures=True)
+    report.set_defaults(run=_report)
+
+    record = commands.add_parser("record", help="copy a finished scale to results/recorded")
+    record.add_argument("studies", nargs="+", metavar="study")
+    _add_places(record)
+    record.set_defaults(run=_record)
+
+    progress = commands.add_parser("progress", help="show running trainings")
+    progress.add_argument("--scale", choices=TRAINED_SCALES, help="only this one")
+    progress.add_argument("--results", type=Path, default=Path("results"))
+    progress.add_argument("--watch", action="store_true", help="refresh until interrupted")
+    progress.set_defaults(run=_progress)
+
+    document = commands.add_parser("document", help="renew the settings table of a study's README")
+    document.add_argument("studies", nargs="+", metavar="study")
+    document.set_defaults(run=_document)
+    return parser
+
+
+def _add_places(parser: argparse.ArgumentParser, figures: bool = False) -> None:
+    parser.add_argument("--scale", choices=SCALES, default="quick")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    if figures:
+        parser.add_argument("--figures", type=Path, default=Path("figures"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

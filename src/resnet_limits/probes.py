@@ -1,0 +1,50 @@
+"""What is measured while training, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A measurement.
+
+    Attributes
+    ----------
+    name
+        The measurement's file is ``<name>.csv``; ``metrics`` is the one that every run has.
+    steps
+        Numbers of optimizer steps after which it is taken; 0 is before the first.
+    measure
+        Returns tidy rows, columns of members included.
+    """
+
+    name: str
+    steps: Sequence[int]
+    measure: Callable[[], pd.DataFrame]
+
+
+def log_spaced(steps: int, count: int) -> list[int]:
+    """Return 0, ``steps`` and up to ``count`` whole numbers between, evenly spaced in log."""
+    inner = np.unique(np.geomspace(1, max(steps, 1), count).round().astype(int))
+    return sorted({0, steps, *inner.tolist()})
+
+
+def evenly_spaced(steps: int, count: int) -> list[int]:
+    """Return 0, ``steps`` and whole numbers between, ``count`` intervals as equal as can be."""
+    return sorted({round(steps * place / count) for place in range(count + 1)})
+
+
+def member_rows(members: Sequence[Mapping[str, Any]], **columns: Tensor) -> pd.DataFrame:
+    """Return one row per member from tensors of shape ``(members,)``."""
+    frame = pd.DataFrame(list(members))
+    for name, values in columns.items():
+        frame[name] = values.detach().to(torch.float64).cpu().numpy()
+    return frame

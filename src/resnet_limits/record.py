@@ -1,0 +1,197 @@
+"""Run records: what a finished run says of itself, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resnet_limits.errors import UserError
+from resnet_limits.schemas import schema, validate
+from resnet_limits.spec import Config, digest
+
+PACKAGE = Path(__file__).parent
+PACKAGES = ("numpy", "torch", "torchdyn", "resnet-limits")
+# Files that can change a trained number; drawing and reporting cannot.
+SOURCES = ("data/*.py", "models/*.py", "train.py", "probes.py", "studies/{study}/experiments.py")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, even if we are killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a tidy CSV with every digit of every float."""
+    write_whole(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def source_hash(study: str) -> str:
+    """Return a hash of all source files that can change the study's trained numbers."""
+    patterns = (pattern.format(study=study) for pattern in SOURCES)
+    files = sorted(path for pattern in patterns for path in PACKAGE.glob(pattern))
+    return digest({str(path.relative_to(PACKAGE)): hash_file(path) for path in files})
+
+
+@cache
+def git_commit() -> str:
+    """Return the commit of the checkout we run from, ``-dirty`` if changed, or ``unknown``."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=PACKAGE,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, the platform and the packages that make the numbers."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    } | {name: metadata.version(name) for name in PACKAGES}
+
+
+def write_record(folder: Path, record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write a run's tables, then its record with their hashes and a seal, last of all."""
+    for name, frame in tables.items():
+        write_table(folder / f"{name}.csv", frame)
+    files = {f"{name}.csv": hash_file(folder / f"{name}.csv") for name in tables}
+    body = {**record, "digest": digest(record["config"]), "files": files}
+    write_whole(folder / "record.json", json.dumps({**body, "seal": digest(body)}, indent=1) + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record and check that it is whole and as it was written.
+
+    Raises
+    ------
+    UserError
+        If it is missing, truncated, of another form, or was edited.
+    """
+    remedy = "Delete it and run Snakemake again: only this run is trained again."
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such record; run Snakemake to train it.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path}: not a whole record (truncated?). {remedy}") from None
+    try:
+        validate(record, schema("record"), str(path))
+    except UserError as error:
+        raise UserError(f"{error} {remedy}") from None
+    body = {key: value for key, value in record.items() if key != "seal"}
+    if digest(body) != record["seal"] or digest(record["config"]) != record["digest"]:
+        raise UserError(f"{path}: was changed after it was written. {remedy}")
+    return record
+
+
+def read_run(folder: Path, expected: Config) -> Run:
+    """Read a run's record and refuse it unless it is of the configuration asked for."""
+    record = read_record(folder / "record.json")
+    if record["config"] != expected:
+        raise UserError(
+            f"{folder / 'record.json'}: record of another configuration: "
+            f"{difference(record['config'], expected)}. "
+            "Delete it and run Snakemake again, or restore study.yaml."
+        )
+    return Run(folder, record)
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Name the entries in which two configurations differ."""
+    flat_found, flat_wanted = _flat(found), _flat(wanted)
+    keys = sorted(flat_found.keys() | flat_wanted.keys())
+    parts = (
+        f"{key} is {flat_found.get(key, 'absent')}, the study asks for {flat_wanted.get(key, 'none')}"
+        for key in keys
+        if flat_found.get(key) != flat_wanted.get(key)
+    )
+    return "; ".join(parts)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    outer = {key: value for key, value in config.items() if key != "settings"}
+    return outer | dict(config["settings"])
+
+
+class Run:
+    """A finished run: its configuration, its record and its measurements."""
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.record = record
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run's resolved settings."""
+        return self.record["config"]["settings"]
+
+    def measurements(self, name: str = "metrics") -> pd.DataFrame:
+        """Return what a probe measured, one row per step and member.
+
+        Raises
+        ------
+        UserError
+            If the file is missing or is not the one that the record names.
+        """
+        path = self.folder / f"{name}.csv"
+        wanted = self.record["files"].get(path.name)
+        if wanted is None or not path.exists() or hash_file(path) != wanted:
+            raise UserError(
+                f"{path}: missing, or not as the run's record has it. "
+                f"Delete {self.folder / 'record.json'} and run Snakemake again."
+            )
+        return pd.read_csv(path)
+
+
+def collect(runs: Iterable[Run], columns: Iterable[str], probe: str = "metrics") -> pd.DataFrame:
+    """Stack a probe's measurements of several runs.
+
+    Parameters
+    ----------
+    runs
+        The runs, as a table function is given them.
+    columns
+        Settings that become columns, such as the axes that tell the runs apart.
+    probe
+        Name of the probe.
+
+    Returns
+    -------
+    DataFrame
+        With a column ``dataset``, and ``diverged`` for members whose loss stopped being finite.
+    """
+    return pd.concat([_marked(run, columns, probe) for run in runs], ignore_index=True)
+
+
+def _marked(run: Run, columns: Iterable[str], probe: str) -> pd.DataFrame:
+    frame = run.measurements(probe)
+    for name in columns:
+        frame[name] = run.settings[name]
+    frame["diverged"] = False
+    for member in run.record["outcome"]["diverged"]:
+        keys = [key for key in member if key != "step" and key in frame]
+        frame.loc[(frame[keys] == pd.Series(member)[keys]).all(axis=1), "diverged"] = True
+    return frame.assign(dataset=run.record["data"]["name"])

@@ -1,0 +1,78 @@
+"""Validation of every YAML file by a JSON Schema, with messages for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from resnet_limits.errors import UserError, suggest
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file; `UserError` names the file and line of a mistake."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+@cache
+def schema(name: str) -> dict[str, Any]:
+    """Return the packaged schema ``<name>.yaml``."""
+    return yaml.safe_load(resources.files(__name__).joinpath(f"{name}.yaml").read_text("utf-8"))
+
+
+def validate(document: Any, rules: Mapping[str, Any], where: str) -> None:
+    """Check ``document`` against a JSON Schema.
+
+    Parameters
+    ----------
+    document
+        Parsed YAML or JSON.
+    rules
+        The schema.
+    where
+        File name that opens the message.
+
+    Raises
+    ------
+    UserError
+        With file, key, what is wrong and what to write instead.
+    """
+    validator = jsonschema.Draft202012Validator(rules)
+    error = jsonschema.exceptions.best_match(validator.iter_errors(document))
+    if error is not None:
+        raise UserError(f"{where}: {_message(error)}")
+
+
+def _message(error: jsonschema.ValidationError) -> str:
+    path = [str(part) for part in error.absolute_path]
+    if error.validator == "additionalProperties":
+        return _unknown_key(error, path)
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{_key(path)}lacks the key {missing[0]!r}; add it."
+    if error.validator == "enum":
+        choices = [value for value in error.validator_value if value is not None]
+        return f"{_key(path)}{error.instance!r} is not allowed; {suggest(error.instance, choices)}"
+    hint = (error.schema or {}).get("description")
+    return f"{_key(path)}{error.message}." + (f" It is: {hint}" if hint else "")
+
+
+def _unknown_key(error: jsonschema.ValidationError, path: list[str]) -> str:
+    known = error.schema.get("properties", {})
+    unknown = next(key for key in error.instance if key not in known)
+    return f"{_key([*path, unknown])}unknown key; {suggest(unknown, known)}"
+
+
+def _key(path: Iterable[str]) -> str:
+    dotted = ".".join(path)
+    return f"{dotted}: " if dotted else ""

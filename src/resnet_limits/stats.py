@@ -1,0 +1,229 @@
+"""Estimates with intervals: every test that a claim may ask for, by name.
+
+Each takes rows of a tidy table and returns an `Estimate`; the numbers come from statsmodels and
+scipy. All intervals are at 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from scipy import stats as scipy_stats
+from statsmodels.stats.proportion import proportion_confint
+
+CONFIDENCE = 0.95
+
+
+class TooFewError(ValueError):
+    """Raised where the rows are too few, or too alike, for an interval; the text says why."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval.
+
+    Attributes
+    ----------
+    value, low, high
+        Estimate and ends of the interval.
+    n
+        Number of observations.
+    p_value
+        For the hypothesis that the value is 0, where the test has one.
+    note
+        What a reader should know besides.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    p_value: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A least-squares line ``y = intercept + slope x``, on logarithms where asked for."""
+
+    slope: Estimate
+    intercept: float
+    standard_error: float
+    r_squared: float
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
+    """Fit a line by ordinary least squares (statsmodels).
+
+    Raises
+    ------
+    TooFewError
+        With fewer than three finite points.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    finite = np.isfinite(x) & np.isfinite(y)
+    if finite.sum() < 3 or np.ptp(x[finite]) == 0:
+        raise TooFewError("a line with an interval needs three points or more")
+    fit = sm.OLS(y[finite], sm.add_constant(x[finite])).fit()
+    low, high = fit.conf_int(1 - CONFIDENCE)[1]
+    slope = Estimate(fit.params[1], low, high, int(finite.sum()), float(fit.pvalues[1]))
+    return Line(slope, float(fit.params[0]), float(fit.bse[1]), float(fit.rsquared))
+
+
+def slope(
+    rows: pd.DataFrame, x: str, y: str, log: str = "both", mean_over: str | None = None
+) -> Estimate:
+    """Slope of ``y`` over ``x``.
+
+    Parameters
+    ----------
+    rows
+        Observations.
+    x, y
+        Columns.
+    log
+        Which are taken to logarithms: ``both``, ``x``, ``y`` or ``none``.
+    mean_over
+        A column over which ``y`` is averaged first, before logarithms, such as ``seed``.
+    """
+    line, dropped = _line(rows, x, y, log, mean_over)
+    note = f"{dropped} points with no logarithm left out" if dropped else ""
+    estimate = line.slope
+    return Estimate(
+        estimate.value, estimate.low, estimate.high, estimate.n, estimate.p_value, note
+    )
+
+
+def _line(
+    rows: pd.DataFrame, x: str, y: str, log: str, mean_over: str | None
+) -> tuple[Line, int]:
+    points = rows.groupby(x, as_index=False)[y].mean() if mean_over else rows
+    horizontal, vertical = points[x].astype(float), points[y].astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        horizontal = np.log(horizontal) if log in ("both", "x") else horizontal
+        vertical = np.log(vertical) if log in ("both", "y") else vertical
+    return fit_line(horizontal, vertical), int((~np.isfinite(vertical)).sum())
+
+
+def binomial_slope(rows: pd.DataFrame, x: str, failures: str, trials: str) -> Estimate:
+    """Slope of log failure probability over log ``x``.
+
+    Binomial regression with log link, which needs no special case for no failures at all. The
+    dispersion is estimated (Pearson), since runs differ by more than their test points do.
+    """
+    if rows[x].nunique() < 2 or len(rows) < 3:
+        raise TooFewError("a slope with an interval needs three runs at two sizes or more")
+    counts = rows[[failures, trials]].astype(float)
+    regressors = sm.add_constant(np.log(rows[x].astype(float)).to_numpy())
+    family = sm.families.Binomial(link=sm.families.links.Log())
+    outcomes = np.column_stack([counts[failures], counts[trials] - counts[failures]])
+    smoothed = np.log((counts[failures] + 0.5) / (counts[trials] + 1))
+    start = sm.OLS(smoothed.to_numpy(), regressors).fit().params
+    # A log link allows probabilities above 1; start where all are below.
+    start[0] -= max(0.0, float((regressors @ start).max()) + 1e-3)
+    fit = sm.GLM(outcomes, regressors, family=family).fit(scale="X2", start_params=start)
+    low, high = fit.conf_int(1 - CONFIDENCE)[1]
+    return Estimate(fit.params[1], low, high, len(rows), float(fit.pvalues[1]))
+
+
+def mean(rows: pd.DataFrame, value: str) -> Estimate:
+    """Mean of a column, with Student's interval."""
+    return _mean(rows[value].astype(float).dropna().to_numpy())
+
+
+def _mean(values: np.ndarray) -> Estimate:
+    if len(values) < 2:
+        raise TooFewError("an interval needs two observations or more")
+    center, spread = float(values.mean()), float(scipy_stats.sem(values))
+    if spread == 0:
+        return Estimate(center, center, center, len(values))
+    low, high = scipy_stats.t.interval(CONFIDENCE, len(values) - 1, center, spread)
+    p_value = float(scipy_stats.ttest_1samp(values, 0.0).pvalue)
+    return Estimate(center, float(low), float(high), len(values), p_value)
+
+
+def paired_difference(
+    rows: pd.DataFrame,
+    value: str,
+    by: str,
+    treatment: object,
+    baseline: object,
+    pair: Sequence[str],
+    in_standard_deviations: bool = False,
+) -> Estimate:
+    """Mean of ``value`` at the treatment minus at the baseline, over pairs.
+
+    Parameters
+    ----------
+    rows
+        Observations, one per pair and level.
+    value
+        Column to compare.
+    by, treatment, baseline
+        Column that tells the two apart, and its two levels.
+    pair
+        Columns that identify a pair, such as ``seed``.
+    in_standard_deviations
+        Give the difference in units of the baseline's standard deviation over pairs.
+    """
+    wide = rows.pivot_table(index=list(pair), columns=by, values=value)
+    for level in (treatment, baseline):
+        if level not in wide:
+            raise TooFewError(f"no rows with {by} = {level}")
+    both = wide[[treatment, baseline]].dropna()
+    unit = float(both[baseline].std()) if in_standard_deviations else 1.0
+    if unit == 0 or math.isnan(unit):
+        raise TooFewError("the baseline does not vary, so its standard deviation is no unit")
+    return _mean(((both[treatment] - both[baseline]) / unit).to_numpy())
+
+
+def proportion(rows: pd.DataFrame, holds: str, by: str | None = None) -> Estimate:
+    """Share of rows where a column of 0/1 or booleans holds, with Wilson's interval.
+
+    ``by`` names a column whose groups' shares go into the note.
+    """
+    observed = rows.dropna(subset=[holds])
+    if observed.empty:
+        raise TooFewError("no rows")
+    count, n = int(observed[holds].sum()), len(observed)
+    low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
+    note = ""
+    if by is not None:
+        shares = observed.groupby(by)[holds].agg(["sum", "count"])
+        note = f"by {by}: " + ", ".join(
+            f"{group}: {int(row['sum'])}/{row['count']}" for group, row in shares.iterrows()
+        )
+    return Estimate(count / n, float(low), float(high), n, note=note)
+
+
+def trend(rows: pd.DataFrame, x: str, y: str) -> Estimate:
+    """Spearman's rank correlation: 1 for a rising, -1 for a falling monotone trend.
+
+    The interval is Bonett and Wright's (2000).
+    """
+    pairs = rows[[x, y]].astype(float).dropna()
+    if len(pairs) < 5:
+        raise TooFewError("a rank correlation with an interval needs five points or more")
+    result = scipy_stats.spearmanr(pairs[x], pairs[y])
+    rho, n = float(result.statistic), len(pairs)
+    if math.isnan(rho):
+        raise TooFewError("a rank correlation needs values that vary")
+    half = scipy_stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    center = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
+    low, high = math.tanh(center - half), math.tanh(center + half)
+    return Estimate(rho, low, high, n, float(result.pvalue))
+
+
+TESTS: dict[str, Callable[..., Estimate]] = {
+    "binomial_slope": binomial_slope,
+    "mean": mean,
+    "paired_difference": paired_difference,
+    "proportion": proportion,
+    "slope": slope,
+    "trend": trend,
+}

@@ -1,0 +1,239 @@
+"""Two Spirals: tidy tables to figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from resnet_limits import style
+from resnet_limits.stats import CONFIDENCE, fit_line
+from scipy import stats
+
+LABELS = {
+    "constant": "constant in depth",
+    "per_step": "one per step",
+    "frozen": "not trained",
+    "removed": "no residual part",
+}
+LOOKS = style.looks(list(LABELS))
+TRAINED = ("constant", "per_step")
+
+Tables = dict[str, pd.DataFrame]
+
+
+def rate(tables: Tables) -> Figure:
+    """Draw the paper's Figure 1: test error over n with fits, for both trained fields."""
+    figure, axes = style.panels(2, width=7.0, height=3.4, sharey=True)
+    for ax, field in zip(axes, TRAINED, strict=True):
+        _rate_panel(ax, tables, field)
+    axes[0].set_ylabel("test 0-1 error")
+    return figure
+
+
+def _rate_panel(ax: Axes, tables: Tables, field: str) -> None:
+    final = tables["final"].query("field == @field")
+    rates = tables["rates"].query("field == @field").set_index("method")
+    for method, seeds, look in (
+        ("all seeds", final["seed"].nunique(), {"color": style.COLORS[1], "marker": "o", "linestyle": "-"}),
+        ("paper", 3, {"color": style.COLORS[2], "marker": "^", "linestyle": style.DASHES[1]}),
+    ):
+        used = final[final["seed"].isin(sorted(final["seed"].unique())[:seeds])]
+        points = _means(used, "n_train", "test_error")
+        _points(ax, points, look, seeds)
+        _fit(ax, points, rates.loc[method], look, seeds)
+    n = np.array(sorted(final["n_train"].unique()), dtype=float)
+    top = final.loc[final["n_train"] == n[0], "test_error"].mean()
+    ax.plot(n, top * (n / n[0]) ** -0.5, **style.GUIDE, label=r"$n^{-1/2}$ (the paper's bound)")
+    _log_axes(ax, n)
+    ax.set(xlabel="training points $n$", title=f"field {LABELS[field]}")
+    ax.legend(loc="lower left", fontsize=6.5)
+
+
+def _points(ax: Axes, points: pd.DataFrame, look: dict, seeds: int) -> None:
+    low = np.clip(points["mean"] - points["half"], 1e-4, None)
+    ax.errorbar(
+        points.index * (1.03 if seeds > 3 else 0.97),
+        points["mean"],
+        yerr=[points["mean"] - low, points["half"]],
+        color=look["color"],
+        marker=look["marker"],
+        linestyle="none",
+        linewidth=1,
+        capsize=2,
+    )
+
+
+def _fit(ax: Axes, points: pd.DataFrame, row: pd.Series, look: dict, seeds: int) -> None:
+    if not np.isfinite(row["slope"]):
+        return
+    line = fit_line(np.log(points.index), np.log(points["mean"]))
+    n = np.array([points.index.min(), points.index.max()], dtype=float)
+    label = (
+        f"{seeds} seeds: slope {row['slope']:.2f}\n"
+        f"[{row['low']:.2f}, {row['high']:.2f}], p = {row['p_value']:.1g}"
+    )
+    ax.plot(
+        n,
+        np.exp(line.intercept) * n**line.slope.value,
+        color=look["color"],
+        linestyle=look["linestyle"],
+        label=label,
+    )
+
+
+def training(tables: Tables) -> Figure:
+    """Draw loss and errors over training for each size, field constant in depth."""
+    curves = tables["curves"].query("field == 'constant' and step > 0")
+    figure, axes = style.panels(3, width=8.0, height=2.9)
+    colors = style.ordered(curves["n_train"].unique())
+    for ax, (column, label) in zip(
+        axes,
+        [
+            ("train_loss", "training loss"),
+            ("train_error", "training 0-1 error"),
+            ("test_error", "test 0-1 error"),
+        ],
+        strict=True,
+    ):
+        means = curves.groupby(["n_train", "step"])[column].mean()
+        for size, color in colors.items():
+            ax.plot(means[size], color=color, label=f"{size}")
+        ax.set(xscale="log", xlabel="Adam step", ylabel=f"{label}, mean over seeds")
+    axes[0].set_yscale("log")
+    axes[2].legend(title="training points $n$", ncols=2, fontsize=6, title_fontsize=6.5)
+    return figure
+
+
+def gram(tables: Tables) -> Figure:
+    """Draw smallest eigenvalues relative to the start, and the distance of the particles."""
+    table = tables["gram"]
+    figure, axes = style.panels(3, width=8.0, height=2.9)
+    looks = style.looks(sorted(table["n_train"].unique()))
+    for ax, field in zip(axes[:2], TRAINED, strict=True):
+        for size, look in looks.items():
+            rows = table.query("field == @field and n_train == @size and step > 0")
+            for _, run in rows.groupby("seed"):
+                ax.plot(run["step"], run["ratio"], color=look["color"], alpha=0.25, linewidth=0.7)
+            median = rows.groupby("step")["ratio"].median()
+            ax.plot(median, color=look["color"], linestyle=look["linestyle"], label=f"$n = {size}$")
+        ax.axhline(0.5, **style.GUIDE)
+        ax.annotate("1/2 (Lemma 4.4)", (1, 0.5), xytext=(2, -8), textcoords="offset points", fontsize=6.5, color="0.3")
+        ax.set(xscale="log", yscale="log", xlabel="Adam step", title=f"field {LABELS[field]}")
+    axes[0].set_ylabel(r"$\lambda_{\min}(G)$ relative to step 0")
+    axes[0].legend(title="median and seeds", fontsize=6.5, title_fontsize=6.5)
+    _distances(axes[2], tables["curves"])
+    return figure
+
+
+def _distances(ax: Axes, curves: pd.DataFrame) -> None:
+    largest = curves["n_train"].max()
+    rows = curves.query("field in @TRAINED and n_train == @largest and step > 0")
+    for field in TRAINED:
+        for column, part, marker in (
+            ("field_distance", "field", "o"),
+            ("head_distance", "output layer", "^"),
+        ):
+            means = rows[rows["field"] == field].groupby("step")[column].mean()
+            look = LOOKS[field]
+            ax.plot(
+                means,
+                color=look["color"],
+                linestyle=look["linestyle"],
+                marker=marker,
+                markevery=8,
+                label=f"{part} ({LABELS[field]})",
+            )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="Adam step",
+        ylabel="root mean square distance\nof particles from the start",
+        title=f"particles, $n = {largest}$",
+    )
+    ax.legend(fontsize=6)
+
+
+def ablation(tables: Tables) -> Figure:
+    """Draw test error over n for every variant of the field."""
+    figure, (ax,) = style.panels(width=5.0, height=3.4)
+    final, rates = tables["final"], tables["rates"].query("method == 'all seeds'").set_index("field")
+    for place, (field, label) in enumerate(LABELS.items()):
+        points = _means(final[final["field"] == field], "n_train", "test_error")
+        row = rates.loc[field]
+        ax.errorbar(
+            points.index * 1.02 ** (place - 1.5),
+            points["mean"],
+            yerr=points["half"],
+            **LOOKS[field],
+            capsize=2,
+            label=f"{label}: slope {row['slope']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+        )
+    _log_axes(ax, final["n_train"].unique())
+    ax.set(xlabel="training points $n$", ylabel="test 0-1 error")
+    ax.legend(title="vector field", fontsize=7, title_fontsize=7)
+    return figure
+
+
+def depth(tables: Tables) -> Figure:
+    """Draw test error over the number of Euler steps."""
+    table = tables["depths"]
+    figure, (ax,) = style.panels(width=4.0, height=3.0)
+    for _, run in table.groupby("seed"):
+        run = run.sort_values("depth")
+        ax.plot(run["depth"], run["test_error"], color="0.75", linewidth=0.7, zorder=1)
+    points = _means(table, "depth", "test_error")
+    ax.errorbar(
+        points.index,
+        points["mean"],
+        yerr=points["half"],
+        color=style.COLORS[1],
+        marker="o",
+        capsize=3,
+        label="mean over seeds, 95 %",
+    )
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(points.index, [str(depth) for depth in points.index])
+    ax.set(xlabel="Euler steps $L$", ylabel="test 0-1 error", ylim=(0, None))
+    ax.set_title(f"$n = {table['n_train'].iloc[0]}$")
+    ax.legend(fontsize=7)
+    return figure
+
+
+def decision_boundary(tables: Tables) -> Figure:
+    """Draw the learnt regions of the constant field for a few sizes."""
+    boundary, samples = tables["boundary"].query("field == 'constant'"), tables["samples"]
+    sizes = sorted(boundary["n_train"].unique())
+    figure, axes = style.panels(len(sizes), width=2.5 * len(sizes), height=2.8, sharey=True)
+    for ax, size in zip(axes, sizes, strict=True):
+        grid = boundary[boundary["n_train"] == size].pivot(index="x2", columns="x1", values="output")
+        points = samples[samples["n_train"] == size]
+        ax.contourf(
+            grid.columns, grid.index, grid, levels=[-np.inf, 0, np.inf], colors=["#F6D5BE", "#CFE3F1"]
+        )
+        ax.contour(grid.columns, grid.index, grid, levels=[0], colors="0.3", linewidths=0.6)
+        for label, marker, color in ((-1, "v", style.COLORS[2]), (1, "o", style.COLORS[1])):
+            arm = points[points["label"] == label]
+            marks = 10 if size < 512 else 2
+            ax.scatter(arm["x1"], arm["x2"], s=marks, marker=marker, color=color, linewidth=0, label=f"{label:+d}")
+        ax.set(aspect="equal", xlabel="$x_1$", title=f"$n = {size}$")
+        ax.grid(False)
+    axes[0].set_ylabel("$x_2$")
+    axes[0].legend(title="label", fontsize=6, title_fontsize=6, loc="upper left", frameon=True)
+    return figure
+
+
+def _means(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Mean over runs and half the width of its 95 % interval, indexed by ``x``."""
+    groups = rows.groupby(x)[y]
+    critical = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(groups.count() - 1, 1))
+    return pd.DataFrame({"mean": groups.mean(), "half": (groups.sem() * critical).fillna(0)})
+
+
+def _log_axes(ax: Axes, sizes: np.ndarray) -> None:
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks(sorted(sizes), [str(int(size)) for size in sorted(sizes)], rotation=45)
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(ScalarFormatter())

@@ -1,0 +1,143 @@
+"""Two Spirals: run records to tidy tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from resnet_limits.analysis import Runs
+from resnet_limits.probes import evenly_spaced
+from resnet_limits.record import collect
+from resnet_limits.stats import Estimate, TooFewError, binomial_slope, fit_line, slope
+
+PAPER_SEEDS = 3  # Section C.6
+NEARLY_ZERO = 0.01  # a training error of at most this is "0 or nearly"
+LINEAR = 0.9  # r^2 from which a decay is called linear on the log axis
+MEMBER = ["field", "n_train", "seed"]
+
+
+def curves(runs: Runs) -> pd.DataFrame:
+    """All measurements over training."""
+    return collect(runs["rate"], ["field"])
+
+
+def final(runs: Runs) -> pd.DataFrame:
+    """Measurements at the last step, with test errors as counts."""
+    last = _last(collect(runs["rate"], ["field", "n_test"]))
+    last["wrong"] = (last["test_error"] * last["n_test"]).round().astype(int)
+    return last
+
+
+def rates(runs: Runs) -> pd.DataFrame:
+    """Slope of log test error over log n_train for each variant, fitted in three ways.
+
+    ``paper``: least squares on the mean over the first three seeds, as in Section C.6;
+    ``all seeds``: the same with every seed; ``binomial``: regression of the counts of wrong
+    test points with log link.
+    """
+    rows = []
+    for field, group in final(runs).groupby("field", sort=False):
+        first = sorted(group["seed"].unique())[:PAPER_SEEDS]
+        paper = group[group["seed"].isin(first)]
+        for method, used, fit in (
+            ("paper", paper, lambda r: slope(r, "n_train", "test_error", mean_over="seed")),
+            ("all seeds", group, lambda r: slope(r, "n_train", "test_error", mean_over="seed")),
+            ("binomial", group, lambda r: binomial_slope(r, "n_train", "wrong", "n_test")),
+        ):
+            rows.append(
+                {
+                    "field": field,
+                    "method": method,
+                    "seeds": used["seed"].nunique(),
+                    **_slope_columns(lambda used=used, fit=fit: fit(used)),
+                    "dataset": group["dataset"].iloc[0],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def decay(runs: Runs) -> pd.DataFrame:
+    """Per run, the rate of the training loss and whether the training error reached nearly 0.
+
+    The rate is minus the slope of the log loss over steps, fitted to evenly spaced steps from
+    the start to the smallest loss.
+    """
+    settings = runs["rate"][0].settings
+    steps = evenly_spaced(settings["steps"], settings["probes"])
+    rows = []
+    for member, group in curves(runs).groupby(MEMBER, sort=False):
+        even = group[group["step"].isin(steps)].sort_values("step")
+        stretch = even[even["step"] <= even["step"][even["train_loss"].idxmin()]]
+        rows.append(
+            {
+                **dict(zip(MEMBER, member, strict=True)),
+                **_decay_columns(stretch),
+                "nearly_zero_error": bool((group["train_error"] <= NEARLY_ZERO).any()),
+                "diverged": bool(group["diverged"].any()),
+                "dataset": group["dataset"].iloc[0],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def gram(runs: Runs) -> pd.DataFrame:
+    """Smallest eigenvalues over training and their ratio to the start.
+
+    ``kept`` tells, at a run's last row, whether the ratio never fell below 1/2 (Lemma 4.4).
+    """
+    trained = [run for run in runs["rate"] if "gram.csv" in run.record["files"]]
+    table = collect(trained, ["field"], "gram")
+    start = table[table["step"] == 0].set_index(MEMBER)["g_min"]
+    table["ratio"] = table["g_min"] / start.loc[pd.MultiIndex.from_frame(table[MEMBER])].to_numpy()
+    table["smallest_ratio"] = table.groupby(MEMBER)["ratio"].transform("min")
+    table["last"] = table["step"] == table.groupby(MEMBER)["step"].transform("max")
+    table["kept"] = table["smallest_ratio"] >= 0.5
+    return table
+
+
+def depths(runs: Runs) -> pd.DataFrame:
+    """Test error at the last step by depth and seed."""
+    return _last(collect(runs["depth"], ["depth"]))
+
+
+def boundary(runs: Runs) -> pd.DataFrame:
+    """Output of the trained networks on a grid."""
+    return collect(runs["rate"], ["field"], "boundary")
+
+
+def samples(runs: Runs) -> pd.DataFrame:
+    """Training points of the networks in `boundary`."""
+    return collect(runs["rate"][:1], [], "samples")
+
+
+def _last(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["step"] == table["step"].max()].reset_index(drop=True)
+
+
+def _slope_columns(fit) -> dict[str, float]:  # noqa: ANN001
+    try:
+        estimate = fit()
+    except TooFewError:
+        estimate = Estimate(np.nan, np.nan, np.nan, 0)
+    return {
+        "slope": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "p_value": estimate.p_value,
+        "points": estimate.n,
+    }
+
+
+def _decay_columns(stretch: pd.DataFrame) -> dict[str, float]:
+    columns = {"first_step": stretch["step"].min(), "last_step": stretch["step"].max()}
+    try:
+        with np.errstate(divide="ignore"):
+            line = fit_line(stretch["step"], np.log(stretch["train_loss"]))
+    except TooFewError:
+        return columns | {"rate": np.nan, "r_squared": np.nan, "falls": False, "linear": False}
+    return columns | {
+        "rate": -line.slope.value,
+        "r_squared": line.r_squared,
+        "falls": line.slope.high < 0,
+        "linear": line.slope.high < 0 and line.r_squared >= LINEAR,
+    }

@@ -1,0 +1,114 @@
+"""How figures look, and how they are saved so that drawing twice gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from resnet_limits.record import git_commit, hash_file
+
+WIDTH = 5.5  # inches; a page's text width
+HEIGHT = 3.4
+# Okabe and Ito's colours for every kind of colour vision, ordered from dark to light so that
+# neighbours also differ in grey; markers and dashes differ as well.
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), "-.", "--")
+GUIDE = {"color": "0.45", "linewidth": 1.0, "linestyle": (0, (6, 2)), "zorder": 1}
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """Draw in the project's style."""
+    with sns.axes_style("ticks"), sns.plotting_context("paper"), mpl.rc_context(
+        {
+            "figure.dpi": 100,
+            "savefig.dpi": 200,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "0.9",
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "lines.markersize": 4.5,
+            "lines.linewidth": 1.4,
+            "pdf.fonttype": 42,
+            "svg.hashsalt": "resnet-limits",
+            "font.family": "DejaVu Sans",
+        }
+    ):
+        yield
+        plt.close("all")
+
+
+def panels(count: int = 1, width: float = WIDTH, height: float = HEIGHT, **options: object) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure and its axes side by side, sizes in inches."""
+    figure, axes = plt.subplots(1, count, figsize=(width, height), squeeze=False, **options)
+    return figure, axes[0]
+
+
+def looks(names: Sequence[object]) -> dict[object, dict[str, object]]:
+    """Give each name a colour, a marker and dashes of its own."""
+    return {
+        name: {
+            "color": COLORS[place % len(COLORS)],
+            "marker": MARKERS[place % len(MARKERS)],
+            "linestyle": DASHES[place % len(DASHES)],
+        }
+        for place, name in enumerate(names)
+    }
+
+
+def ordered(values: Sequence[float], palette: str = "viridis_r") -> dict[float, tuple]:
+    """Give ordered values, such as sizes, colours of falling lightness."""
+    unique = sorted(set(values))
+    colors = sns.color_palette(palette, len(unique) + 1)[1:]
+    return dict(zip(unique, colors, strict=True))
+
+
+def save(
+    figure: Figure,
+    stem: Path,
+    tables: Mapping[str, pd.DataFrame],
+    paths: Sequence[Path],
+    scale: str,
+) -> None:
+    """Write ``<stem>.png`` and ``<stem>.pdf`` with their origin below and in the metadata.
+
+    Parameters
+    ----------
+    figure
+        What was drawn.
+    stem
+        Path without suffix.
+    tables, paths
+        What it was drawn from; the data sets' names are shown, the files' hashes embedded.
+    scale
+        The tables' scale.
+    """
+    datasets = sorted({name for table in tables.values() for name in table["dataset"].unique()})
+    figure.supxlabel(
+        f"data: {', '.join(datasets)}   scale: {scale}", fontsize=6, color="0.4", x=0.995, ha="right"
+    )
+    content = hashlib.sha256("".join(map(hash_file, paths)).encode()).hexdigest()
+    origin = f"scale {scale}; commit {git_commit()}; tables {content}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    # No dates and no program versions: the same tables give the same bytes.
+    figure.savefig(f"{stem}.png", metadata={"Description": origin, "Software": None})
+    figure.savefig(
+        f"{stem}.pdf",
+        metadata={"Subject": origin, "CreationDate": None, "Creator": None, "Producer": None},
+    )

@@ -1,0 +1,63 @@
+# Needs run records. Makes results/<scale>/<study>/tables/<table>.csv and claims.json, and
+# figures/<scale>/<study>/<figure>.png and .pdf.
+rule table:
+    input:
+        records_for_table,
+    output:
+        "results/{scale}/{study}/tables/{table}.csv",
+    log:
+        "results/{scale}/{study}/logs/table_{table}.log",
+    wildcard_constraints:
+        scale="|".join(TRAINED_SCALES),
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../../envs/environment.yaml"
+    shell:
+        "resnet-limits table {wildcards.study:q} {wildcards.table:q} --scale {wildcards.scale}"
+        " > {log:q} 2>&1"
+
+
+rule plot:
+    input:
+        tables_for_figure,
+    output:
+        png=report(
+            "figures/{scale}/{study}/{figure}.png",
+            caption="../captions/figure.rst",
+            category="{study}",
+            subcategory="{scale}",
+            labels={"figure": "{figure}"},
+        ),
+        pdf="figures/{scale}/{study}/{figure}.pdf",
+    log:
+        "results/{scale}/{study}/logs/plot_{figure}.log",
+    params:
+        caption=caption,
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../../envs/environment.yaml"
+    shell:
+        "resnet-limits plot {wildcards.study:q} {wildcards.figure:q} --scale {wildcards.scale}"
+        " > {log:q} 2>&1"
+
+
+rule judge:
+    input:
+        tables_for_claims,
+    output:
+        "results/{scale}/{study}/claims.json",
+    log:
+        "results/{scale}/{study}/logs/claims.log",
+    wildcard_constraints:
+        scale="|".join(TRAINED_SCALES),
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../../envs/environment.yaml"
+    shell:
+        "resnet-limits claims {wildcards.study:q} --scale {wildcards.scale} > {log:q} 2>&1"

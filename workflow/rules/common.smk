@@ -1,0 +1,142 @@
+# Needs workflow/config.yaml. Makes: the validated configuration, and the functions by which
+# rules find their inputs. Whatever is wrong with a configuration or a study ends here.
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+try:
+    from resnet_limits.errors import UserError, require_known
+    from resnet_limits.schemas import schema, validate
+    from resnet_limits.spec import RESOURCES, SCALES, TRAINED_SCALES, load_study, study_names
+except ImportError as error:
+    raise WorkflowError(f"{error}: install the project first: pip install -e .") from None
+
+
+def for_users(function):
+    """Let a function's UserError reach the user as Snakemake's own kind of error."""
+
+    def wrapped(*arguments):
+        try:
+            return function(*arguments)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+
+    return wrapped
+
+
+@for_users
+def check_configuration():
+    validate(config, schema("config"), "workflow/config.yaml or --config")
+    for name in config["studies"]:
+        require_known(name, study_names(), "workflow/config.yaml or --config: studies:")
+    for name in config["studies"]:
+        load_study(name).claims
+
+
+def check_writable(folder):
+    """Fail before anything is trained if results could not be kept."""
+    try:
+        Path(folder).mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise WorkflowError(
+            f"{folder}/ cannot be written ({error.strerror}): make it a folder of yours, "
+            "or run in a copy of the project elsewhere."
+        ) from None
+
+
+check_configuration()
+for folder in ("results", "figures"):
+    check_writable(folder)
+
+SCALE = config["scale"]
+STUDIES = config["studies"]
+
+# The command belongs to the Python that runs Snakemake, even if its environment is not activated.
+shell.prefix(f'export PATH="$PATH:{Path(sys.executable).parent}"; ')
+
+
+wildcard_constraints:
+    scale="|".join(SCALES),
+    study="[^/]+",
+    experiment="[^/]+",
+    run="[^/]+",
+    table="[^/]+",
+    figure="[^/]+",
+
+
+@for_users
+def study_of(wildcards):
+    return load_study(wildcards.study)
+
+
+@for_users
+def run_config(wildcards):
+    return study_of(wildcards).run(wildcards.scale, wildcards.experiment, wildcards.run)
+
+
+def resource(name):
+    @for_users
+    def look_up(wildcards):
+        experiments = study_of(wildcards).experiments
+        require_known(wildcards.experiment, experiments, "experiment")
+        return (RESOURCES | experiments[wildcards.experiment].get("resources", {}))[name]
+
+    return look_up
+
+
+@for_users
+def records_for_table(wildcards):
+    study = study_of(wildcards)
+    require_known(wildcards.table, study.tables, f"{wildcards.study}: table")
+    return [
+        "results/{scale}/{study}/{experiment}/{run}/record.json".format(**config)
+        for experiment in study.tables[wildcards.table]["experiments"]
+        for config in study.runs(wildcards.scale, experiment)
+    ]
+
+
+@for_users
+def tables_for_figure(wildcards):
+    study = study_of(wildcards)
+    require_known(wildcards.figure, study.figures, f"{wildcards.study}: figure")
+    return tables_of(wildcards, study.figures[wildcards.figure]["tables"])
+
+
+@for_users
+def tables_for_claims(wildcards):
+    return tables_of(wildcards, sorted({claim["table"] for claim in study_of(wildcards).claims}))
+
+
+def tables_of(wildcards, names):
+    folder = f"results/{wildcards.scale}/{wildcards.study}/tables"
+    return [f"{folder}/{name}.csv" for name in names]
+
+
+@for_users
+def caption(wildcards):
+    return study_of(wildcards).figures[wildcards.figure]["caption"]
+
+
+def table_files():
+    return [
+        f"results/{SCALE}/{study}/tables/{table}.csv"
+        for study in STUDIES
+        for table in load_study(study).tables
+    ]
+
+
+def figure_files():
+    return [
+        f"figures/{SCALE}/{study}/{figure}.{suffix}"
+        for study in STUDIES
+        for figure in load_study(study).figures
+        for suffix in ("png", "pdf")
+    ]
+
+
+def claim_files():
+    return [f"results/{SCALE}/{study}/claims.json" for study in STUDIES]

@@ -1,0 +1,25 @@
+# Needs verdicts, figures and records of all configured studies at the configured scale.
+# Makes results/<scale>/claims.csv and results/<scale>/report.html.
+rule report_page:
+    input:
+        claim_files(),
+        figure_files(),
+    output:
+        claims=report(
+            f"results/{SCALE}/claims.csv",
+            caption="../captions/claims.rst",
+            category="claims",
+            labels={"table": "claims"},
+        ),
+        page=f"results/{SCALE}/report.html",
+    log:
+        f"results/{SCALE}/logs/report.log",
+    params:
+        studies=STUDIES,
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../../envs/environment.yaml"
+    shell:
+        f"resnet-limits report {{params.studies:q}} --scale {SCALE} > {{log:q}} 2>&1"

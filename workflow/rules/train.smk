@@ -1,0 +1,23 @@
+# Needs nothing but a run's resolved configuration. Makes results/<scale>/<study>/<experiment>/<run>/
+# with record.json and metrics.csv. Nothing here makes the scale `recorded`.
+rule train:
+    output:
+        record="results/{scale}/{study}/{experiment}/{run}/record.json",
+        metrics="results/{scale}/{study}/{experiment}/{run}/metrics.csv",
+    log:
+        "results/{scale}/{study}/{experiment}/{run}/train.log",
+    wildcard_constraints:
+        scale="|".join(TRAINED_SCALES),
+    params:
+        # Also what decides whether a finished run is still the one asked for.
+        config=lambda wildcards: json.dumps(run_config(wildcards)),
+    threads: resource("threads")
+    resources:
+        mem_mb=resource("mem_mb"),
+        runtime=resource("runtime"),
+        gpu=resource("gpu"),
+    conda:
+        "../../envs/environment.yaml"
+    shell:
+        "resnet-limits train --config {params.config:q} --output $(dirname {output.record:q})"
+        " --device {config[device]:q} --data-root {config[data_root]:q} > {log:q} 2>&1"
