@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 
@@ -25,8 +27,7 @@ def make_table(study: str, table: str, scale: str, results: Path) -> None:
     require_known(table, spec.tables, f"{study}: table")
     runs = {
         experiment: [
-            read_run(run_folder(results, config), config)
-            for config in spec.runs(scale, experiment)
+            read_run(run_folder(results, config), config) for config in spec.runs(scale, experiment)
         ]
         for experiment in spec.tables[table]["experiments"]
     }
@@ -69,7 +70,7 @@ def read_table(results: Path, scale: str, study: str, table: str) -> pd.DataFram
         raise UserError(f"{path}: not a table ({error}); delete it and run Snakemake.") from None
 
 
-def _function(study: str, module: str, name: str):  # noqa: ANN202 - depends on the module
+def _function(study: str, module: str, name: str) -> Callable[..., Any]:
     loaded: ModuleType = importlib.import_module(f"resnet_limits.studies.{study}.{module}")
     if not hasattr(loaded, name):
         raise UserError(f"{loaded.__file__}: lacks the function {name!r} that study.yaml names.")

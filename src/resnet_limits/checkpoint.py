@@ -64,10 +64,10 @@ class Checkpoint:
         }
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         torch.save(content, temporary)
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
 
     def restore(self) -> dict[str, Any] | None:
-        """Load the file into the problem; return the progress, None if there is none to continue."""
+        """Load the file into the problem; return the progress, or None to start afresh."""
         if not self.path.exists():
             return None
         # The file is our own, and holds data frames besides tensors.

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from resnet_limits.errors import UserError, require_known
 from resnet_limits.analysis import read_table
+from resnet_limits.errors import UserError, require_known
 from resnet_limits.record import write_whole
 from resnet_limits.spec import load_study
 from resnet_limits.stats import CONFIDENCE, TESTS, Estimate, TooFewError
@@ -127,7 +127,9 @@ def _estimate(claim: Mapping[str, Any], rows: pd.DataFrame) -> Estimate:
     try:
         return test(rows, **arguments)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{where}: test {claim['test']!r} cannot use its arguments: {error}") from None
+        raise UserError(
+            f"{where}: test {claim['test']!r} cannot use its arguments: {error}"
+        ) from None
 
 
 def _divergence(rows: pd.DataFrame) -> str:

@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"resnet-limits {options.command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"resnet-limits {options.command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(
+            f"resnet-limits {options.command}: {error.filename}: {error.strerror}", file=sys.stderr
+        )
         return 2
     return 0
 

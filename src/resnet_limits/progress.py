@@ -32,13 +32,14 @@ def status(results: Path, scale: str | None = None) -> Iterator[str]:
         if not (path.parent / "record.json").exists():
             last = _last_line(path)
             if last is not None:
-                yield describe(path.parent.relative_to(results), last, time.time() - path.stat().st_mtime)
+                age = time.time() - path.stat().st_mtime
+                yield describe(path.parent.relative_to(results), last, age)
 
 
 def describe(run: Path, line: dict[str, Any], age: float) -> str:
     """Return a run's step, share done, time left, age of the last line and measurements."""
     done = line["step"] / line["steps"]
-    left = _duration(line["seconds"] / line["step"] * (line["steps"] - line["step"])) if done else "?"
+    left = _duration(line["seconds"] / done - line["seconds"]) if done else "?"
     numbers = "  ".join(f"{name} {value:g}" for name, value in line["median"].items())
     return (
         f"{run}  step {line['step']}/{line['steps']} ({done:.0%})  "

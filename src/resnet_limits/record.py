@@ -30,7 +30,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
@@ -73,7 +73,9 @@ def versions() -> dict[str, str]:
     } | {name: metadata.version(name) for name in PACKAGES}
 
 
-def write_record(folder: Path, record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
+def write_record(
+    folder: Path, record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
+) -> None:
     """Write a run's tables, then its record with their hashes and a seal, last of all."""
     for name, frame in tables.items():
         write_table(folder / f"{name}.csv", frame)
@@ -124,7 +126,8 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     flat_found, flat_wanted = _flat(found), _flat(wanted)
     keys = sorted(flat_found.keys() | flat_wanted.keys())
     parts = (
-        f"{key} is {flat_found.get(key, 'absent')}, the study asks for {flat_wanted.get(key, 'none')}"
+        f"{key} is {flat_found.get(key, 'absent')}, "
+        f"the study asks for {flat_wanted.get(key, 'none')}"
         for key in keys
         if flat_found.get(key) != flat_wanted.get(key)
     )

@@ -40,7 +40,9 @@ def record_study(study: str, scale: str, results: Path) -> None:
     copies[results / scale / verdicts] = results / RECORDED / verdicts
     missing = [str(source) for source in copies if not source.exists()]
     if missing:
-        raise UserError(f"{missing[0]}: missing; finish the scale first: snakemake --config scale={scale}")
+        raise UserError(
+            f"{missing[0]}: missing; finish the scale first: snakemake --config scale={scale}"
+        )
     _replace(results / RECORDED / study, copies, scale)
 
 

@@ -78,7 +78,9 @@ def _section(study: Study, scale: str, results: Path, figures: Path) -> Section:
         folder = run_folder(results, {**config, "scale": scale})
         runs.append(_run_row(read_record(folder / "record.json"), source_hash(study.name)))
     images = {name: _image(figures / scale / study.name / f"{name}.png") for name in study.figures}
-    return Section(study, _claims(results / scale / study.name / "claims.json"), images, runs, recorded)
+    return Section(
+        study, _claims(results / scale / study.name / "claims.json"), images, runs, recorded
+    )
 
 
 def _claims(path: Path) -> list[dict[str, Any]]:

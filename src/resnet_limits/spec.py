@@ -184,7 +184,7 @@ class Study:
         return runs[run]
 
     def check_config(self, config: Config, where: str) -> None:
-        """Raise `UserError` unless a run's configuration has exactly the settings of its problem."""
+        """Raise `UserError` unless a configuration has exactly its problem's settings."""
         require_known(config["experiment"], self.experiments, f"{where}: experiment")
         rules = self.problem_schema(config["experiment"])
         batch = self.experiments[config["experiment"]].get("batch", ())

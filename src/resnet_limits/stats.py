@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
+from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
+from statsmodels.genmod import families
+from statsmodels.genmod.generalized_linear_model import GLM
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
+from statsmodels.tools import add_constant
 
 CONFIDENCE = 0.95
 
@@ -49,7 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Line:
-    """A least-squares line ``y = intercept + slope x``, on logarithms where asked for."""
+    """A least-squares line ``y = intercept + slope x``."""
 
     slope: Estimate
     intercept: float
@@ -57,7 +61,7 @@ class Line:
     r_squared: float
 
 
-def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
+def fit_line(x: ArrayLike, y: ArrayLike) -> Line:
     """Fit a line by ordinary least squares (statsmodels).
 
     Raises
@@ -69,7 +73,7 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
     finite = np.isfinite(x) & np.isfinite(y)
     if finite.sum() < 3 or np.ptp(x[finite]) == 0:
         raise TooFewError("a line with an interval needs three points or more")
-    fit = sm.OLS(y[finite], sm.add_constant(x[finite])).fit()
+    fit = OLS(y[finite], add_constant(x[finite])).fit()
     low, high = fit.conf_int(1 - CONFIDENCE)[1]
     slope = Estimate(fit.params[1], low, high, int(finite.sum()), float(fit.pvalues[1]))
     return Line(slope, float(fit.params[0]), float(fit.bse[1]), float(fit.rsquared))
@@ -91,17 +95,15 @@ def slope(
     mean_over
         A column over which ``y`` is averaged first, before logarithms, such as ``seed``.
     """
-    line, dropped = _line(rows, x, y, log, mean_over)
+    line, dropped = log_line(rows, x, y, log, mean_over)
     note = f"{dropped} points with no logarithm left out" if dropped else ""
-    estimate = line.slope
-    return Estimate(
-        estimate.value, estimate.low, estimate.high, estimate.n, estimate.p_value, note
-    )
+    return replace(line.slope, note=note)
 
 
-def _line(
-    rows: pd.DataFrame, x: str, y: str, log: str, mean_over: str | None
+def log_line(
+    rows: pd.DataFrame, x: str, y: str, log: str = "both", mean_over: str | None = None
 ) -> tuple[Line, int]:
+    """Fit what `slope` reports; also return how many points had no logarithm."""
     points = rows.groupby(x, as_index=False)[y].mean() if mean_over else rows
     horizontal, vertical = points[x].astype(float), points[y].astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -119,16 +121,28 @@ def binomial_slope(rows: pd.DataFrame, x: str, failures: str, trials: str) -> Es
     if rows[x].nunique() < 2 or len(rows) < 3:
         raise TooFewError("a slope with an interval needs three runs at two sizes or more")
     counts = rows[[failures, trials]].astype(float)
-    regressors = sm.add_constant(np.log(rows[x].astype(float)).to_numpy())
-    family = sm.families.Binomial(link=sm.families.links.Log())
+    regressors = add_constant(np.log(rows[x].to_numpy(dtype=float)))
+    family = families.Binomial(link=families.links.Log())
     outcomes = np.column_stack([counts[failures], counts[trials] - counts[failures]])
-    smoothed = np.log((counts[failures] + 0.5) / (counts[trials] + 1))
-    start = sm.OLS(smoothed.to_numpy(), regressors).fit().params
+    smoothed = np.log(((counts[failures] + 0.5) / (counts[trials] + 1)).to_numpy())
+    start = OLS(smoothed, regressors).fit().params
     # A log link allows probabilities above 1; start where all are below.
     start[0] -= max(0.0, float((regressors @ start).max()) + 1e-3)
-    fit = sm.GLM(outcomes, regressors, family=family).fit(scale="X2", start_params=start)
+    fit = GLM(outcomes, regressors, family=family).fit(scale="X2", start_params=start)
     low, high = fit.conf_int(1 - CONFIDENCE)[1]
     return Estimate(fit.params[1], low, high, len(rows), float(fit.pvalues[1]))
+
+
+def means(rows: pd.DataFrame, by: str | list[str], value: str) -> pd.DataFrame:
+    """Return mean and interval of ``value`` in each group: columns mean, low, high, n.
+
+    A group of one has no interval: its ends are not numbers.
+    """
+    groups = rows.groupby(by, sort=False)[value]
+    table = groups.agg(mean="mean", n="count").reset_index()
+    critical = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(table["n"] - 1, 1))
+    half = groups.sem().to_numpy() * critical
+    return table.assign(low=table["mean"] - half, high=table["mean"] + half)
 
 
 def mean(rows: pd.DataFrame, value: str) -> Estimate:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -26,41 +27,52 @@ HEIGHT = 3.4
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), "-.", "--")
-GUIDE = {"color": "0.45", "linewidth": 1.0, "linestyle": (0, (6, 2)), "zorder": 1}
+GUIDE: dict[str, Any] = {"color": "0.45", "linewidth": 1.0, "linestyle": (0, (6, 2)), "zorder": 1}
 
 
 @contextmanager
 def applied() -> Iterator[None]:
     """Draw in the project's style."""
-    with sns.axes_style("ticks"), sns.plotting_context("paper"), mpl.rc_context(
-        {
-            "figure.dpi": 100,
-            "savefig.dpi": 200,
-            "figure.constrained_layout.use": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": "0.9",
-            "grid.linewidth": 0.6,
-            "legend.frameon": False,
-            "lines.markersize": 4.5,
-            "lines.linewidth": 1.4,
-            "pdf.fonttype": 42,
-            "svg.hashsalt": "resnet-limits",
-            "font.family": "DejaVu Sans",
-        }
+    with (
+        sns.axes_style("ticks"),
+        sns.plotting_context("paper"),
+        mpl.rc_context(
+            {
+                "figure.dpi": 100,
+                "savefig.dpi": 200,
+                "figure.constrained_layout.use": True,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.grid": True,
+                "grid.color": "0.9",
+                "grid.linewidth": 0.6,
+                "legend.frameon": False,
+                "lines.markersize": 4.5,
+                "lines.linewidth": 1.4,
+                "pdf.fonttype": 42,
+                "svg.hashsalt": "resnet-limits",
+                "font.family": "DejaVu Sans",
+            }
+        ),
     ):
         yield
         plt.close("all")
 
 
-def panels(count: int = 1, width: float = WIDTH, height: float = HEIGHT, **options: object) -> tuple[Figure, Sequence[Axes]]:
+def panels(
+    count: int = 1, width: float = WIDTH, height: float = HEIGHT, **options: Any
+) -> tuple[Figure, Sequence[Axes]]:
     """Return a figure and its axes side by side, sizes in inches."""
     figure, axes = plt.subplots(1, count, figsize=(width, height), squeeze=False, **options)
     return figure, axes[0]
 
 
-def looks(names: Sequence[object]) -> dict[object, dict[str, object]]:
+def label_guide(ax: Axes, text: str, place: tuple[float, float]) -> None:
+    """Write what a guide line means just below it."""
+    ax.annotate(text, place, xytext=(2, -8), textcoords="offset points", fontsize=6.5, color="0.3")
+
+
+def looks(names: Sequence[Any]) -> dict[Any, dict[str, Any]]:
     """Give each name a colour, a marker and dashes of its own."""
     return {
         name: {
@@ -72,7 +84,7 @@ def looks(names: Sequence[object]) -> dict[object, dict[str, object]]:
     }
 
 
-def ordered(values: Sequence[float], palette: str = "viridis_r") -> dict[float, tuple]:
+def ordered(values: Iterable[float], palette: str = "viridis_r") -> dict[float, tuple]:
     """Give ordered values, such as sizes, colours of falling lightness."""
     unique = sorted(set(values))
     colors = sns.color_palette(palette, len(unique) + 1)[1:]
@@ -100,15 +112,14 @@ def save(
         The tables' scale.
     """
     datasets = sorted({name for table in tables.values() for name in table["dataset"].unique()})
-    figure.supxlabel(
-        f"data: {', '.join(datasets)}   scale: {scale}", fontsize=6, color="0.4", x=0.995, ha="right"
-    )
+    origin = f"data: {', '.join(datasets)}   scale: {scale}"
+    figure.supxlabel(origin, fontsize=6, color="0.4", x=0.995, ha="right")
     content = hashlib.sha256("".join(map(hash_file, paths)).encode()).hexdigest()
-    origin = f"scale {scale}; commit {git_commit()}; tables {content}"
+    subject = f"scale {scale}; commit {git_commit()}; tables {content}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     # No dates and no program versions: the same tables give the same bytes.
-    figure.savefig(f"{stem}.png", metadata={"Description": origin, "Software": None})
+    figure.savefig(f"{stem}.png", metadata={"Description": subject, "Software": None})
     figure.savefig(
         f"{stem}.pdf",
-        metadata={"Subject": origin, "CreationDate": None, "Creator": None, "Producer": None},
+        metadata={"Subject": subject, "CreationDate": None, "Creator": None, "Producer": None},
     )

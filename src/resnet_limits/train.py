@@ -105,6 +105,10 @@ class Problem:
         """Compute every member's loss, shape ``(members,)``, and leave gradients in ``.grad``."""
         raise NotImplementedError
 
+    def is_done(self) -> bool:
+        """Whether to stop before the last step; asked after every measurement."""
+        return False
+
 
 @dataclass
 class Progress:
@@ -200,10 +204,10 @@ def _loop(
         probes = due.get(progress.step, ())
         # A checkpoint may have been taken after this step's measurements.
         if progress.step > progress.measured and probes:
-            _measure(problem, progress, probes)
+            _measure(progress, probes)
             progress.seconds = time.monotonic() - start
             _report(problem, progress, checkpoint.path.with_name(PROGRESS))
-            if bool((progress.diverged_at >= 0).all()):
+            if problem.is_done() or bool((progress.diverged_at >= 0).all()):
                 return
         if progress.step == problem.steps:
             return
@@ -233,7 +237,7 @@ def _due(probes: Sequence[Probe]) -> dict[int, list[Probe]]:
     return due
 
 
-def _measure(problem: Problem, progress: Progress, probes: Sequence[Probe]) -> None:
+def _measure(progress: Progress, probes: Sequence[Probe]) -> None:
     for probe in probes:
         frame = probe.measure()
         frame.insert(0, "step", progress.step)

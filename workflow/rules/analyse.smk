@@ -9,11 +9,11 @@ rule table:
         "results/{scale}/{study}/logs/table_{table}.log",
     wildcard_constraints:
         scale="|".join(TRAINED_SCALES),
+    conda:
+        "../../envs/environment.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../../envs/environment.yaml"
     shell:
         "resnet-limits table {wildcards.study:q} {wildcards.table:q} --scale {wildcards.scale}"
         " > {log:q} 2>&1"
@@ -33,13 +33,13 @@ rule plot:
         pdf="figures/{scale}/{study}/{figure}.pdf",
     log:
         "results/{scale}/{study}/logs/plot_{figure}.log",
-    params:
-        caption=caption,
+    conda:
+        "../../envs/environment.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../../envs/environment.yaml"
+    params:
+        caption=caption,
     shell:
         "resnet-limits plot {wildcards.study:q} {wildcards.figure:q} --scale {wildcards.scale}"
         " > {log:q} 2>&1"
@@ -54,10 +54,10 @@ rule judge:
         "results/{scale}/{study}/logs/claims.log",
     wildcard_constraints:
         scale="|".join(TRAINED_SCALES),
+    conda:
+        "../../envs/environment.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../../envs/environment.yaml"
     shell:
         "resnet-limits claims {wildcards.study:q} --scale {wildcards.scale} > {log:q} 2>&1"

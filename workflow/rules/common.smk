@@ -1,6 +1,7 @@
 # Needs workflow/config.yaml. Makes: the validated configuration, and the functions by which
 # rules find their inputs. Whatever is wrong with a configuration or a study ends here.
 import json
+import shlex
 import sys
 import tempfile
 from pathlib import Path

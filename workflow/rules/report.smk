@@ -14,12 +14,12 @@ rule report_page:
         page=f"results/{SCALE}/report.html",
     log:
         f"results/{SCALE}/logs/report.log",
-    params:
-        studies=STUDIES,
+    conda:
+        "../../envs/environment.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../../envs/environment.yaml"
+    params:
+        studies=STUDIES,
     shell:
         f"resnet-limits report {{params.studies:q}} --scale {SCALE} > {{log:q}} 2>&1"

@@ -8,16 +8,18 @@ rule train:
         "results/{scale}/{study}/{experiment}/{run}/train.log",
     wildcard_constraints:
         scale="|".join(TRAINED_SCALES),
-    params:
-        # Also what decides whether a finished run is still the one asked for.
-        config=lambda wildcards: json.dumps(run_config(wildcards)),
+    conda:
+        "../../envs/environment.yaml"
     threads: resource("threads")
     resources:
         mem_mb=resource("mem_mb"),
         runtime=resource("runtime"),
         gpu=resource("gpu"),
-    conda:
-        "../../envs/environment.yaml"
+    params:
+        # Also what decides whether a finished run is still the one asked for.
+        config=lambda wildcards: json.dumps(run_config(wildcards)),
+        folder=lambda wildcards, output: Path(output.record).parent,
     shell:
-        "resnet-limits train --config {params.config:q} --output $(dirname {output.record:q})"
-        " --device {config[device]:q} --data-root {config[data_root]:q} > {log:q} 2>&1"
+        "resnet-limits train --config {params.config:q} --output {params.folder:q}"
+        f" --device {config['device']} --data-root {shlex.quote(config['data_root'])}"
+        " > {log:q} 2>&1"

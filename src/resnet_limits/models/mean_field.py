@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 FIELDS = ("constant", "per_step", "frozen", "removed")
 SATURATED = 40.0  # logistic(40) is exactly 1 in float32 and float64
@@ -92,7 +93,7 @@ class MeanFieldODE:
         steps = 0 if self.field == "removed" else self.depth
         inner = _logistic_inner(self.field_inner)
         # A row of zeros leaves the state's row of ones alone.
-        outer = torch.nn.functional.pad(_logistic_outer(self.field_outer), (0, 0, 0, 1)) / self.depth
+        outer = pad(_logistic_outer(self.field_outer), (0, 0, 0, 1)) / self.depth
         return LogisticForm(
             inner=_unbind_steps(inner, steps),
             outer=_unbind_steps(outer, steps),

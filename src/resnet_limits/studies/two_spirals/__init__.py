@@ -1,0 +1,1 @@
+"""Chen et al. (ICLR 2024): generalization of a mean-field neural ODE."""

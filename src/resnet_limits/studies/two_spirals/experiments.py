@@ -77,8 +77,8 @@ class SpiralsProblem(Problem):
     def _probes(self) -> list[Probe]:
         settings = self.settings
         # Even steps for fits over time, log-spaced ones for the beginning.
-        steps = {*evenly_spaced(self.steps, settings.probes), *log_spaced(self.steps, settings.probes)}
-        probes = [Probe("metrics", sorted(steps), self.measure)]
+        even, log = (spaced(self.steps, settings.probes) for spaced in (evenly_spaced, log_spaced))
+        probes = [Probe("metrics", sorted({*even, *log}), self.measure)]
         if self.model.trains_field and self._gram_sets():
             steps = log_spaced(self.steps, settings.gram_probes)
             probes.append(Probe("gram", steps, self.measure_gram))
@@ -181,8 +181,8 @@ def draw_networks(
             ]
         )
     stacked = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-    repeated = (part.repeat(copies, *[1] * (part.ndim - 1)).to(device) for part in stacked)
-    return MeanFieldODE(*repeated, depth=settings.depth, field=settings.field)
+    parts = [part.repeat(copies, *[1] * (part.ndim - 1)).to(device) for part in stacked]
+    return MeanFieldODE(parts[0], parts[1], parts[2], parts[3], settings.depth, settings.field)
 
 
 def draw_samples(

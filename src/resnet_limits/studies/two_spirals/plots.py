@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,8 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from resnet_limits import style
-from resnet_limits.stats import CONFIDENCE, fit_line
-from scipy import stats
 
 LABELS = {
     "constant": "constant in depth",
@@ -19,7 +19,12 @@ LABELS = {
     "removed": "no residual part",
 }
 LOOKS = style.looks(list(LABELS))
+REGIONS = ("#F6D5BE", "#CFE3F1")
 TRAINED = ("constant", "per_step")
+SEEDS: dict[str, dict[str, Any]] = {
+    "all": {"color": style.COLORS[1], "marker": "o", "linestyle": "-"},
+    "paper": {"color": style.COLORS[2], "marker": "^", "linestyle": style.DASHES[1]},
+}
 
 Tables = dict[str, pd.DataFrame]
 
@@ -34,50 +39,40 @@ def rate(tables: Tables) -> Figure:
 
 
 def _rate_panel(ax: Axes, tables: Tables, field: str) -> None:
-    final = tables["final"].query("field == @field")
-    rates = tables["rates"].query("field == @field").set_index("method")
-    for method, seeds, look in (
-        ("all seeds", final["seed"].nunique(), {"color": style.COLORS[1], "marker": "o", "linestyle": "-"}),
-        ("paper", 3, {"color": style.COLORS[2], "marker": "^", "linestyle": style.DASHES[1]}),
-    ):
-        used = final[final["seed"].isin(sorted(final["seed"].unique())[:seeds])]
-        points = _means(used, "n_train", "test_error")
-        _points(ax, points, look, seeds)
-        _fit(ax, points, rates.loc[method], look, seeds)
-    n = np.array(sorted(final["n_train"].unique()), dtype=float)
-    top = final.loc[final["n_train"] == n[0], "test_error"].mean()
+    errors = tables["errors"].query("field == @field")
+    rates = tables["rates"].query("field == @field and method == 'least squares'")
+    for place, (seeds, look) in enumerate(SEEDS.items()):
+        points = errors[errors["seeds"] == seeds]
+        ax.errorbar(
+            points["n_train"] * 1.06 ** (place - 0.5),
+            points["mean"],
+            yerr=_bars(points),
+            color=look["color"],
+            marker=look["marker"],
+            linestyle="none",
+            linewidth=1,
+            capsize=2,
+        )
+        _fit(ax, points, rates[rates["seeds"] == seeds].iloc[0], look)
+    n = errors["n_train"].unique()
+    top = errors.query("seeds == 'all'")["mean"].iloc[0]
     ax.plot(n, top * (n / n[0]) ** -0.5, **style.GUIDE, label=r"$n^{-1/2}$ (the paper's bound)")
     _log_axes(ax, n)
     ax.set(xlabel="training points $n$", title=f"field {LABELS[field]}")
     ax.legend(loc="lower left", fontsize=6.5)
 
 
-def _points(ax: Axes, points: pd.DataFrame, look: dict, seeds: int) -> None:
-    low = np.clip(points["mean"] - points["half"], 1e-4, None)
-    ax.errorbar(
-        points.index * (1.03 if seeds > 3 else 0.97),
-        points["mean"],
-        yerr=[points["mean"] - low, points["half"]],
-        color=look["color"],
-        marker=look["marker"],
-        linestyle="none",
-        linewidth=1,
-        capsize=2,
-    )
-
-
-def _fit(ax: Axes, points: pd.DataFrame, row: pd.Series, look: dict, seeds: int) -> None:
+def _fit(ax: Axes, points: pd.DataFrame, row: pd.Series, look: dict) -> None:
     if not np.isfinite(row["slope"]):
         return
-    line = fit_line(np.log(points.index), np.log(points["mean"]))
-    n = np.array([points.index.min(), points.index.max()], dtype=float)
+    n = points["n_train"].to_numpy(dtype=float)
     label = (
-        f"{seeds} seeds: slope {row['slope']:.2f}\n"
+        f"{points['n'].max()} seeds: slope {row['slope']:.2f}\n"
         f"[{row['low']:.2f}, {row['high']:.2f}], p = {row['p_value']:.1g}"
     )
     ax.plot(
         n,
-        np.exp(line.intercept) * n**line.slope.value,
+        np.exp(row["intercept"]) * n ** row["slope"],
         color=look["color"],
         linestyle=look["linestyle"],
         label=label,
@@ -120,7 +115,7 @@ def gram(tables: Tables) -> Figure:
             median = rows.groupby("step")["ratio"].median()
             ax.plot(median, color=look["color"], linestyle=look["linestyle"], label=f"$n = {size}$")
         ax.axhline(0.5, **style.GUIDE)
-        ax.annotate("1/2 (Lemma 4.4)", (1, 0.5), xytext=(2, -8), textcoords="offset points", fontsize=6.5, color="0.3")
+        style.label_guide(ax, "1/2 (Lemma 4.4)", (1, 0.5))
         ax.set(xscale="log", yscale="log", xlabel="Adam step", title=f"field {LABELS[field]}")
     axes[0].set_ylabel(r"$\lambda_{\min}(G)$ relative to step 0")
     axes[0].legend(title="median and seeds", fontsize=6.5, title_fontsize=6.5)
@@ -159,19 +154,19 @@ def _distances(ax: Axes, curves: pd.DataFrame) -> None:
 def ablation(tables: Tables) -> Figure:
     """Draw test error over n for every variant of the field."""
     figure, (ax,) = style.panels(width=5.0, height=3.4)
-    final, rates = tables["final"], tables["rates"].query("method == 'all seeds'").set_index("field")
+    errors = tables["errors"].query("seeds == 'all'")
+    rates = tables["rates"].query("seeds == 'all' and method == 'least squares'").set_index("field")
     for place, (field, label) in enumerate(LABELS.items()):
-        points = _means(final[final["field"] == field], "n_train", "test_error")
-        row = rates.loc[field]
+        points, row = errors[errors["field"] == field], rates.loc[field]
         ax.errorbar(
-            points.index * 1.02 ** (place - 1.5),
+            points["n_train"] * 1.02 ** (place - 1.5),
             points["mean"],
-            yerr=points["half"],
+            yerr=_bars(points),
             **LOOKS[field],
             capsize=2,
             label=f"{label}: slope {row['slope']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
         )
-    _log_axes(ax, final["n_train"].unique())
+    _log_axes(ax, errors["n_train"].unique())
     ax.set(xlabel="training points $n$", ylabel="test 0-1 error")
     ax.legend(title="vector field", fontsize=7, title_fontsize=7)
     return figure
@@ -184,18 +179,18 @@ def depth(tables: Tables) -> Figure:
     for _, run in table.groupby("seed"):
         run = run.sort_values("depth")
         ax.plot(run["depth"], run["test_error"], color="0.75", linewidth=0.7, zorder=1)
-    points = _means(table, "depth", "test_error")
+    points = tables["depth_errors"]
     ax.errorbar(
-        points.index,
+        points["depth"],
         points["mean"],
-        yerr=points["half"],
+        yerr=_bars(points),
         color=style.COLORS[1],
         marker="o",
         capsize=3,
         label="mean over seeds, 95 %",
     )
     ax.set_xscale("log", base=2)
-    ax.set_xticks(points.index, [str(depth) for depth in points.index])
+    ax.set_xticks(points["depth"], [str(depth) for depth in points["depth"]])
     ax.set(xlabel="Euler steps $L$", ylabel="test 0-1 error", ylim=(0, None))
     ax.set_title(f"$n = {table['n_train'].iloc[0]}$")
     ax.legend(fontsize=7)
@@ -208,16 +203,15 @@ def decision_boundary(tables: Tables) -> Figure:
     sizes = sorted(boundary["n_train"].unique())
     figure, axes = style.panels(len(sizes), width=2.5 * len(sizes), height=2.8, sharey=True)
     for ax, size in zip(axes, sizes, strict=True):
-        grid = boundary[boundary["n_train"] == size].pivot(index="x2", columns="x1", values="output")
+        rows = boundary[boundary["n_train"] == size]
+        grid = rows.pivot(index="x2", columns="x1", values="output")
+        place = (grid.columns, grid.index, grid)
+        ax.contourf(*place, levels=[-np.inf, 0, np.inf], colors=REGIONS)
+        ax.contour(*place, levels=[0], colors="0.3", linewidths=0.6)
         points = samples[samples["n_train"] == size]
-        ax.contourf(
-            grid.columns, grid.index, grid, levels=[-np.inf, 0, np.inf], colors=["#F6D5BE", "#CFE3F1"]
-        )
-        ax.contour(grid.columns, grid.index, grid, levels=[0], colors="0.3", linewidths=0.6)
         for label, marker, color in ((-1, "v", style.COLORS[2]), (1, "o", style.COLORS[1])):
             arm = points[points["label"] == label]
-            marks = 10 if size < 512 else 2
-            ax.scatter(arm["x1"], arm["x2"], s=marks, marker=marker, color=color, linewidth=0, label=f"{label:+d}")
+            ax.scatter(arm["x1"], arm["x2"], label=f"{label:+d}", **_dots(marker, color, size))
         ax.set(aspect="equal", xlabel="$x_1$", title=f"$n = {size}$")
         ax.grid(False)
     axes[0].set_ylabel("$x_2$")
@@ -225,11 +219,14 @@ def decision_boundary(tables: Tables) -> Figure:
     return figure
 
 
-def _means(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """Mean over runs and half the width of its 95 % interval, indexed by ``x``."""
-    groups = rows.groupby(x)[y]
-    critical = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(groups.count() - 1, 1))
-    return pd.DataFrame({"mean": groups.mean(), "half": (groups.sem() * critical).fillna(0)})
+def _dots(marker: str, color: str, size: int) -> dict[str, Any]:
+    return {"s": 10 if size < 512 else 2, "marker": marker, "color": color, "linewidth": 0}
+
+
+def _bars(points: pd.DataFrame) -> np.ndarray:
+    """Lengths of the bars of an interval, kept above 0 for a logarithmic axis."""
+    low = np.clip(points["low"], 1e-4, None)
+    return np.clip([points["mean"] - low, points["high"] - points["mean"]], 0, None)
 
 
 def _log_axes(ax: Axes, sizes: np.ndarray) -> None:

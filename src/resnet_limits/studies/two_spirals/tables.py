@@ -8,7 +8,14 @@ import pandas as pd
 from resnet_limits.analysis import Runs
 from resnet_limits.probes import evenly_spaced
 from resnet_limits.record import collect
-from resnet_limits.stats import Estimate, TooFewError, binomial_slope, fit_line, slope
+from resnet_limits.stats import (
+    Estimate,
+    TooFewError,
+    binomial_slope,
+    fit_line,
+    log_line,
+    means,
+)
 
 PAPER_SEEDS = 3  # Section C.6
 NEARLY_ZERO = 0.01  # a training error of at most this is "0 or nearly"
@@ -28,31 +35,30 @@ def final(runs: Runs) -> pd.DataFrame:
     return last
 
 
+def errors(runs: Runs) -> pd.DataFrame:
+    """Mean test error with its interval by variant, size and number of seeds."""
+    return pd.concat(
+        [
+            means(rows, ["field", "n_train", "dataset"], "test_error").assign(seeds=label)
+            for label, rows in _seed_groups(final(runs)).items()
+        ],
+        ignore_index=True,
+    )
+
+
 def rates(runs: Runs) -> pd.DataFrame:
     """Slope of log test error over log n_train for each variant, fitted in three ways.
 
-    ``paper``: least squares on the mean over the first three seeds, as in Section C.6;
-    ``all seeds``: the same with every seed; ``binomial``: regression of the counts of wrong
-    test points with log link.
+    Least squares on the logarithm of the mean over the first three seeds, as in Section C.6;
+    the same with every seed; and binomial regression with log link of the counts of wrong test
+    points, every seed.
     """
     rows = []
-    for field, group in final(runs).groupby("field", sort=False):
-        first = sorted(group["seed"].unique())[:PAPER_SEEDS]
-        paper = group[group["seed"].isin(first)]
-        for method, used, fit in (
-            ("paper", paper, lambda r: slope(r, "n_train", "test_error", mean_over="seed")),
-            ("all seeds", group, lambda r: slope(r, "n_train", "test_error", mean_over="seed")),
-            ("binomial", group, lambda r: binomial_slope(r, "n_train", "wrong", "n_test")),
-        ):
-            rows.append(
-                {
-                    "field": field,
-                    "method": method,
-                    "seeds": used["seed"].nunique(),
-                    **_slope_columns(lambda used=used, fit=fit: fit(used)),
-                    "dataset": group["dataset"].iloc[0],
-                }
-            )
+    for label, used in _seed_groups(final(runs)).items():
+        for field, group in used.groupby("field", sort=False):
+            marks = {"field": field, "seeds": label, "dataset": group["dataset"].iloc[0]}
+            rows.append(marks | {"method": "least squares"} | _least_squares(group))
+            rows.append(marks | {"method": "binomial"} | _binomial(group))
     return pd.DataFrame(rows)
 
 
@@ -67,7 +73,7 @@ def decay(runs: Runs) -> pd.DataFrame:
     rows = []
     for member, group in curves(runs).groupby(MEMBER, sort=False):
         even = group[group["step"].isin(steps)].sort_values("step")
-        stretch = even[even["step"] <= even["step"][even["train_loss"].idxmin()]]
+        stretch = even[even["step"] <= even.loc[even["train_loss"].idxmin(), "step"]]
         rows.append(
             {
                 **dict(zip(MEMBER, member, strict=True)),
@@ -88,7 +94,8 @@ def gram(runs: Runs) -> pd.DataFrame:
     trained = [run for run in runs["rate"] if "gram.csv" in run.record["files"]]
     table = collect(trained, ["field"], "gram")
     start = table[table["step"] == 0].set_index(MEMBER)["g_min"]
-    table["ratio"] = table["g_min"] / start.loc[pd.MultiIndex.from_frame(table[MEMBER])].to_numpy()
+    table = table.join(start.rename("g_start"), on=MEMBER)
+    table["ratio"] = table["g_min"] / table["g_start"]
     table["smallest_ratio"] = table.groupby(MEMBER)["ratio"].transform("min")
     table["last"] = table["step"] == table.groupby(MEMBER)["step"].transform("max")
     table["kept"] = table["smallest_ratio"] >= 0.5
@@ -98,6 +105,11 @@ def gram(runs: Runs) -> pd.DataFrame:
 def depths(runs: Runs) -> pd.DataFrame:
     """Test error at the last step by depth and seed."""
     return _last(collect(runs["depth"], ["depth"]))
+
+
+def depth_errors(runs: Runs) -> pd.DataFrame:
+    """Mean test error with its interval by depth."""
+    return means(depths(runs), ["depth", "n_train", "dataset"], "test_error")
 
 
 def boundary(runs: Runs) -> pd.DataFrame:
@@ -114,11 +126,34 @@ def _last(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["step"] == table["step"].max()].reset_index(drop=True)
 
 
-def _slope_columns(fit) -> dict[str, float]:  # noqa: ANN001
+def _seed_groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of the first seeds, as many as the paper has, and all rows."""
+    seeds = sorted(table["seed"].unique())
+    return {
+        "paper": table[table["seed"].isin(seeds[:PAPER_SEEDS])],
+        "all": table,
+    }
+
+
+def _least_squares(rows: pd.DataFrame) -> dict[str, float | None]:
     try:
-        estimate = fit()
+        line, _ = log_line(rows, "n_train", "test_error", mean_over="seed")
     except TooFewError:
-        estimate = Estimate(np.nan, np.nan, np.nan, 0)
+        return {}
+    return _slope_columns(line.slope) | {
+        "standard_error": line.standard_error,
+        "intercept": line.intercept,
+    }
+
+
+def _binomial(rows: pd.DataFrame) -> dict[str, float | None]:
+    try:
+        return _slope_columns(binomial_slope(rows, "n_train", "wrong", "n_test"))
+    except TooFewError:
+        return {}
+
+
+def _slope_columns(estimate: Estimate) -> dict[str, float | None]:
     return {
         "slope": estimate.value,
         "low": estimate.low,
