@@ -7,6 +7,7 @@ scipy. All intervals are at 95 %.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from statsmodels.genmod.generalized_linear_model import GLM
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.tools import add_constant
+from statsmodels.tools.sm_exceptions import DomainWarning
 
 CONFIDENCE = 0.95
 
@@ -120,15 +122,19 @@ def binomial_slope(rows: pd.DataFrame, x: str, failures: str, trials: str) -> Es
     """
     if rows[x].nunique() < 2 or len(rows) < 3:
         raise TooFewError("a slope with an interval needs three runs at two sizes or more")
-    counts = rows[[failures, trials]].astype(float)
+    total = rows[trials].to_numpy(dtype=float)
+    counts = rows[failures].to_numpy(dtype=float)
     regressors = add_constant(np.log(rows[x].to_numpy(dtype=float)))
-    family = families.Binomial(link=families.links.Log())
-    outcomes = np.column_stack([counts[failures], counts[trials] - counts[failures]])
-    smoothed = np.log(((counts[failures] + 0.5) / (counts[trials] + 1)).to_numpy())
-    start = OLS(smoothed, regressors).fit().params
+    start = OLS(np.log((counts + 0.5) / (total + 1)), regressors).fit().params
     # A log link allows probabilities above 1; start where all are below.
     start[0] -= max(0.0, float((regressors @ start).max()) + 1e-3)
-    fit = GLM(outcomes, regressors, family=family).fit(scale="X2", start_params=start)
+    # Shares weighted by trials, and not counts: for counts statsmodels' Pearson dispersion
+    # leaves out the number of trials.
+    family = families.Binomial(link=families.links.Log())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DomainWarning)  # the link's range, dealt with above
+        model = GLM(counts / total, regressors, family=family, var_weights=total)
+        fit = model.fit(scale="X2", start_params=start)
     low, high = fit.conf_int(1 - CONFIDENCE)[1]
     return Estimate(fit.params[1], low, high, len(rows), float(fit.pvalues[1]))
 
