@@ -305,13 +305,13 @@ def test_adjoints_of_kernel_expansions_match_finite_differences(kernel):
     inputs, targets, *maps = problem(4)
     model = KernelResNet(inputs, targets, *maps, kernel, depth=5, capacity=9)
     train(model, 6)
-    model.loss_and_grad()
+    model.evaluate()
     direction = torch.randn(4, 2, dtype=DOUBLE, generator=generator(5))
     expected = (model.adjoints[0, 0] @ maps[0] * direction).sum()
     epsilon, shifted = 1e-5, []
     for sign in (1, -1):
         model._states[0] = ((inputs + sign * epsilon * direction) @ maps[0].T).mT
-        shifted.append(model.loss_and_grad())
+        shifted.append(model.evaluate())
     difference = (shifted[0] - shifted[1]) / (2 * epsilon)
     torch.testing.assert_close(difference[0], expected, rtol=1e-6, atol=1e-9)
 
@@ -323,7 +323,7 @@ def test_a_small_step_lowers_the_loss_by_the_squared_gradient_norm():
     before = model.loss_and_grad()
     norm, step_size = model.gradient_norm(), 1e-5
     torch.optim.SGD([model.weights], lr=step_size).step()
-    fall = (before - model.loss_and_grad()) / step_size
+    fall = (before - model.evaluate()) / step_size
     torch.testing.assert_close(fall, norm.square(), rtol=1e-3, atol=0)
 
 
@@ -349,6 +349,17 @@ def test_compressed_training_follows_exact_training(kernel):
     torch.testing.assert_close(compressed.norm(), exact.norm(), rtol=1e-4, atol=0)
     assert compressed.centres_in_use < 40
     assert (compressed.projection_error <= 2e-3 * compressed.gradient_norm()).all()
+
+
+def test_measuring_changes_no_training():
+    inputs, targets, *maps = problem(4)
+    for tolerance in (None, 1e-3):
+        measured, undisturbed = (
+            KernelResNet(inputs, targets, *maps, Gaussian(), 3, 12, tolerance) for _ in range(2)
+        )
+        train(measured, 5)
+        torch.testing.assert_close(measured.evaluate(), measured.evaluate(), rtol=0, atol=0)
+        assert torch.equal(train(measured, 5), train(undisturbed, 10)[5:])
 
 
 def test_exact_training_refuses_to_run_out_of_room():

@@ -176,8 +176,9 @@ def feature_gram(points: Tensor, frequencies: Tensor) -> Tensor:
         ``(..., N, N)``.
     """
     angles = points.to(torch.float64) @ frequencies.to(torch.float64).mT
-    features = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    return features @ features.mT / frequencies.shape[-2]
+    cosines = angles.cos()
+    sines = angles.sin_()
+    return (cosines @ cosines.mT + sines @ sines.mT) / frequencies.shape[-2]
 
 
 def smallest_eigenvalue(matrices: Tensor) -> Tensor:

@@ -144,6 +144,13 @@ class RKHSResNet(ABC):
 
         A member whose training diverged has a non-finite loss and disturbs no other.
         """
+        return self.evaluate()
+
+    def evaluate(self) -> Tensor:
+        """Return the losses without preparing a step; states, adjoints and norms are up to date.
+
+        For measuring between steps, as often as one likes.
+        """
         for step in range(self.depth):
             self._forward(step)
         losses = self._read_out()
@@ -296,6 +303,9 @@ class KernelResNet(RKHSResNet):
         expansion, for which `loss_and_grad` makes room: follow every call by an optimizer step.
     centres
         Of the same shape.
+    counts, factors
+        Numbers of centres ``(members, D, N)``, and inverse Cholesky factors of their Gram matrices
+        if compressed; with weights and centres, all that a resumed training needs.
     projection_error
         Norm of the last gradient's error, at most, shape ``(members,)``; 0 if exact. The sum of
         step size times this bounds how far the descent was pushed off its course, in the norm of v.
@@ -321,9 +331,8 @@ class KernelResNet(RKHSResNet):
         self.weights.grad = torch.zeros_like(self.weights)
         self.centres = torch.zeros_like(self.weights)
         self.projection_error = self._states.new_zeros(members)
-        self.counts = torch.zeros(members, depth, samples, dtype=torch.int64)
+        self.counts = self._states.new_zeros(members, depth, samples, dtype=torch.int64)
         sides = (capacity, capacity) if tolerance is not None else (0, 0)
-        # Inverse Cholesky factors of the Gram matrices of each trajectory's centres.
         self.factors = self._states.new_zeros(members, depth, samples, *sides)
         self._distances: list[Tensor] = []
 
@@ -340,15 +349,19 @@ class KernelResNet(RKHSResNet):
         RuntimeError
             If exact training has used up its capacity.
         """
-        self._distances.clear()
-        self._in_use = self.centres_in_use
-        losses = super().loss_and_grad()
+        losses = self.evaluate()
         self.weights.grad.zero_()
         if self.tolerance is None:
             self._expand()
         else:
             self._project(self.tolerance)
         return losses
+
+    def evaluate(self) -> Tensor:
+        """Return the losses without adding centres; states, adjoints and norms are up to date."""
+        self._distances.clear()
+        self._in_use = self.centres_in_use
+        return super().evaluate()
 
     def _expansion(self, step: int) -> tuple[Tensor, Tensor]:
         """Return an Euler step's centres and weights, both ``(members, centres, q)``."""
@@ -386,7 +399,7 @@ class KernelResNet(RKHSResNet):
         slots = slice(min(self._in_use + 1, self.capacity))
         points, coefficients = self._visited()
         own = self.centres[:, :, slots].transpose(2, 3)
-        index = torch.arange(own.shape[-2])
+        index = torch.arange(own.shape[-2], device=own.device)
         values = self.kernel(torch.linalg.vector_norm(points[..., None, :] - own, dim=-1))
         values = values * (index < self.counts[..., None])
         factor = self.factors[..., slots, slots]
