@@ -102,9 +102,16 @@ class RKHSResNet(ABC):
         Number of Euler steps D.
     dtype
         Type of all computations.
+
+    Attributes
+    ----------
+    weights, gradient
+        What is trained, and the gradient of the last pass; `loss_and_grad` makes it
+        ``weights.grad``. Their leading axis is the members'.
     """
 
     weights: Tensor
+    gradient: Tensor
 
     def __init__(
         self,
@@ -144,7 +151,10 @@ class RKHSResNet(ABC):
 
         A member whose training diverged has a non-finite loss and disturbs no other.
         """
-        return self.evaluate()
+        losses = self.evaluate()
+        # Here and not once: optimizers may set gradients to None.
+        self.weights.grad = self.gradient
+        return losses
 
     def evaluate(self) -> Tensor:
         """Return the losses without preparing a step; states, adjoints and norms are up to date.
@@ -187,7 +197,8 @@ class FeatureResNet(RKHSResNet):
 
     phi(z) = r^(-1/2) (cos<z, w_j>, sin<z, w_j>)_j is Eq. 20 in real form. Cosines and sines are
     nearly all of the cost; each is computed once a step, and kept from the forward to the backward
-    pass in a buffer of ``2 r N D members`` numbers.
+    pass in a buffer of ``2 r N D members`` numbers. In float32 an angle <z, w> is off by 1e-7 of
+    its size, so states far from 0 (scaling with alpha > 10) need float64.
 
     Parameters
     ----------
@@ -222,7 +233,7 @@ class FeatureResNet(RKHSResNet):
         self._weights = self._states.new_zeros(depth, members, q, 2 * self.width)
         self._gradient = torch.zeros_like(self._weights)
         self.weights = self._weights.transpose(0, 1)
-        self.weights.grad = self._gradient.transpose(0, 1)
+        self.gradient = self._gradient.transpose(0, 1)
         # The first state never moves, so neither do its features.
         self._compute_features(0)
 
@@ -269,7 +280,7 @@ class FeatureResNet(RKHSResNet):
 
     def gradient_norm(self) -> Tensor:
         """Return ||grad L(v)|| of the last pass, shape ``(members,)``, in float64."""
-        return l2_norm(self.weights.grad)
+        return l2_norm(self.gradient)
 
 
 class KernelResNet(RKHSResNet):
@@ -328,7 +339,7 @@ class KernelResNet(RKHSResNet):
         self.kernel, self.capacity, self.tolerance = kernel, capacity, tolerance
         q, samples = self._states.shape[-2:]
         self.weights = self._states.new_zeros(members, depth, capacity, samples, q)
-        self.weights.grad = torch.zeros_like(self.weights)
+        self.gradient = torch.zeros_like(self.weights)
         self.centres = torch.zeros_like(self.weights)
         self.projection_error = self._states.new_zeros(members)
         self.counts = self._states.new_zeros(members, depth, samples, dtype=torch.int64)
@@ -349,8 +360,8 @@ class KernelResNet(RKHSResNet):
         RuntimeError
             If exact training has used up its capacity.
         """
-        losses = self.evaluate()
-        self.weights.grad.zero_()
+        losses = super().loss_and_grad()
+        self.gradient.zero_()
         if self.tolerance is None:
             self._expand()
         else:
@@ -392,7 +403,7 @@ class KernelResNet(RKHSResNet):
             raise RuntimeError(f"exact training has room for {self.capacity} passes only")
         points, coefficients = self._visited()
         self.centres[:, :, self._in_use] = points
-        self.weights.grad[:, :, self._in_use] = coefficients
+        self.gradient[:, :, self._in_use] = coefficients
         self.counts += 1
 
     def _project(self, tolerance: float) -> None:
@@ -417,7 +428,7 @@ class KernelResNet(RKHSResNet):
         self.counts += fresh
 
         onto[fresh] = torch.nn.functional.one_hot(slot, onto.shape[-1]).to(onto)
-        self.weights.grad[:, :, slots] = onto.transpose(2, 3)[..., None] * coefficients[:, :, None]
+        self.gradient[:, :, slots] = onto.transpose(2, 3)[..., None] * coefficients[:, :, None]
         missed = (coefficients.norm(dim=-1) * power * ~fresh).sum(-1)
         self.projection_error = missed.square().mean(1).sqrt()
 
