@@ -30,6 +30,15 @@ KERNELS = [Gaussian(), Matern(2.5), Matern(4.5)]
 DOUBLE = torch.float64
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    # On a busy machine small operations on several threads mostly wait for each other.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def generator(seed):
     return torch.Generator().manual_seed(seed)
 
@@ -298,6 +307,17 @@ def test_a_diverged_member_disturbs_no_other():
 
 
 # Infinite width
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-3])
+def test_data_sets_of_infinite_width_are_independent_members(tolerance):
+    data = [problem(4, seed) for seed in (0, 1)]
+    inputs, targets = (torch.cat([d[i] for d in data]) for i in (0, 1))
+    setting = (*data[0][2:], Matern(4.5), 3, 10, tolerance)
+    together = train(KernelResNet(inputs, targets, *setting), 10)
+    for i, (x, y, *_) in enumerate(data):
+        alone = train(KernelResNet(x, y, *setting), 10)
+        torch.testing.assert_close(together[:, i : i + 1], alone)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
