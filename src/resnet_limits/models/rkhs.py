@@ -196,8 +196,8 @@ class FeatureResNet(RKHSResNet):
     """Members of finite width, v_k(z) = W_k phi(z), with their own random Fourier features.
 
     phi(z) = r^(-1/2) (cos<z, w_j>, sin<z, w_j>)_j is Eq. 20 in real form. Cosines and sines are
-    nearly all of the cost; each is computed once a step, and kept from the forward to the backward
-    pass in a buffer of ``2 r N D members`` numbers. In float32 an angle <z, w> is off by 1e-7 of
+    half of the cost; each is computed once a pass, and kept from the forward to the backward sweep
+    in a buffer of ``2 r N D members`` numbers. In float32 an angle <z, w> is off by 1e-7 of
     its size, so states far from 0 (scaling with alpha > 10) need float64.
 
     Parameters
@@ -319,7 +319,8 @@ class KernelResNet(RKHSResNet):
         if compressed; with weights and centres, all that a resumed training needs.
     projection_error
         Norm of the last gradient's error, at most, shape ``(members,)``; 0 if exact. The sum of
-        step size times this bounds how far the descent was pushed off its course, in the norm of v.
+        step size times this over all steps bounds, in the norm of v, what was added to the
+        descent; whether later steps amplify it is not bounded, but measured on small problems.
     """
 
     def __init__(
