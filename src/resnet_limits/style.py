@@ -69,7 +69,9 @@ def panels(
 
 def label_guide(ax: Axes, text: str, place: tuple[float, float]) -> None:
     """Write what a guide line means just below it."""
-    ax.annotate(text, place, xytext=(2, -8), textcoords="offset points", fontsize=6.5, color="0.3")
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    offset = {"xytext": (2, -9), "textcoords": "offset points"}
+    ax.annotate(text, place, fontsize=6.5, color="0.2", bbox=box, **offset)
 
 
 def looks(names: Sequence[Any]) -> dict[Any, dict[str, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter
 
 from resnet_limits import style
 
@@ -82,7 +82,7 @@ def _fit(ax: Axes, points: pd.DataFrame, row: pd.Series, look: dict) -> None:
 def training(tables: Tables) -> Figure:
     """Draw loss and errors over training for each size, field constant in depth."""
     curves = tables["curves"].query("field == 'constant' and step > 0")
-    figure, axes = style.panels(3, width=8.0, height=2.9)
+    figure, axes = style.panels(3, width=8.5, height=3.2)
     colors = style.ordered(curves["n_train"].unique())
     for ax, (column, label) in zip(
         axes,
@@ -96,16 +96,16 @@ def training(tables: Tables) -> Figure:
         means = curves.groupby(["n_train", "step"])[column].mean()
         for size, color in colors.items():
             ax.plot(means[size], color=color, label=f"{size}")
-        ax.set(xscale="log", xlabel="Adam step", ylabel=f"{label}, mean over seeds")
+        ax.set(xscale="log", xlabel="Adam step", ylabel=label)
     axes[0].set_yscale("log")
-    axes[2].legend(title="training points $n$", ncols=2, fontsize=6, title_fontsize=6.5)
+    axes[2].legend(title="mean over seeds, $n =$", ncols=2, fontsize=6, title_fontsize=6.5)
     return figure
 
 
 def gram(tables: Tables) -> Figure:
     """Draw smallest eigenvalues relative to the start, and the distance of the particles."""
     table = tables["gram"]
-    figure, axes = style.panels(3, width=8.0, height=2.9)
+    figure, axes = style.panels(3, width=9.0, height=3.2)
     looks = style.looks(sorted(table["n_train"].unique()))
     for ax, field in zip(axes[:2], TRAINED, strict=True):
         for size, look in looks.items():
@@ -145,7 +145,7 @@ def _distances(ax: Axes, curves: pd.DataFrame) -> None:
         xscale="log",
         yscale="log",
         xlabel="Adam step",
-        ylabel="root mean square distance\nof particles from the start",
+        ylabel="RMS distance from start",
         title=f"particles, $n = {largest}$",
     )
     ax.legend(fontsize=6)
@@ -201,7 +201,7 @@ def decision_boundary(tables: Tables) -> Figure:
     """Draw the learnt regions of the constant field for a few sizes."""
     boundary, samples = tables["boundary"].query("field == 'constant'"), tables["samples"]
     sizes = sorted(boundary["n_train"].unique())
-    figure, axes = style.panels(len(sizes), width=2.5 * len(sizes), height=2.8, sharey=True)
+    figure, axes = style.panels(len(sizes), width=2.5 * len(sizes), height=3.2, sharey=True)
     for ax, size in zip(axes, sizes, strict=True):
         rows = boundary[boundary["n_train"] == size]
         grid = rows.pivot(index="x2", columns="x1", values="output")
@@ -224,13 +224,13 @@ def _dots(marker: str, color: str, size: int) -> dict[str, Any]:
 
 
 def _bars(points: pd.DataFrame) -> np.ndarray:
-    """Lengths of the bars of an interval, kept above 0 for a logarithmic axis."""
-    low = np.clip(points["low"], 1e-4, None)
+    """Lengths of the bars of an interval; where it reaches 0, below a logarithmic axis' end."""
+    low = np.clip(points["low"], 1e-5, None)
     return np.clip([points["mean"] - low, points["high"] - points["mean"]], 0, None)
 
 
 def _log_axes(ax: Axes, sizes: np.ndarray) -> None:
-    ax.set(xscale="log", yscale="log")
+    ax.set(xscale="log", yscale="log", ylim=(4e-4, 1.3))
     ax.set_xticks(sorted(sizes), [str(int(size)) for size in sorted(sizes)], rotation=45)
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.yaxis.set_major_formatter("{x:g}")
