@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,9 +71,8 @@ class Checkpoint:
         """Load the file into the problem; return the progress, or None to start afresh."""
         if not self.path.exists():
             return None
-        # The file is our own, and holds data frames besides tensors.
-        content = torch.load(self.path, map_location="cpu", weights_only=False)
-        if content["marks"] != self.marks:
+        content = self._load()
+        if content.get("marks") != self.marks:
             print(f"{self.path}: of another configuration or other sources; starting over.")
             return None
         for name, value in content["state"].items():
@@ -81,6 +81,13 @@ class Checkpoint:
         if self.problem.scheduler is not None:
             self.problem.scheduler.load_state_dict(content["scheduler"])
         return content["progress"]
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            # The file is our own, and holds data frames besides tensors.
+            return torch.load(self.path, map_location="cpu", weights_only=False)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError):
+            return {}
 
     def remove(self) -> None:
         """Delete the file of a finished training."""

@@ -220,7 +220,9 @@ class Study:
         protocol, rules = self.experiments[name], self.problem_schema(name)
         where = f"{self.file}: experiments.{name}"
         for key, setting in protocol["settings"].items():
-            self._check_setting(key, setting.get("grid", setting.get("value")), name, where)
+            self._check_setting(
+                key, setting.get("grid", setting.get("value")), name, f"{where}.settings"
+            )
         for key in rules:
             if key not in protocol["settings"]:
                 raise UserError(f"{where}.settings: lacks the key {key!r}; add it.")

@@ -175,6 +175,7 @@ def fit(problem: Problem, config: Config, folder: Path, checkpoint_seconds: floa
     checkpoint_seconds
         Seconds between checkpoints.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     marks = {"digest": digest(config), "sources": source_hash(config["study"])}
     checkpoint = Checkpoint(folder / "checkpoint.pt", marks, problem)
     progress = _start(checkpoint, problem)

@@ -6,24 +6,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 try:
     from resnet_limits.errors import UserError, require_known
     from resnet_limits.schemas import schema, validate
     from resnet_limits.spec import RESOURCES, SCALES, TRAINED_SCALES, load_study, study_names
 except ImportError as error:
-    raise WorkflowError(f"{error}: install the project first: pip install -e .") from None
+    sys.exit(f"Error: {error}: install the project first: pip install -e .")
 
 
 def for_users(function):
-    """Let a function's UserError reach the user as Snakemake's own kind of error."""
+    """End with a function's UserError alone: Snakemake would add tracebacks of the workflow."""
 
     def wrapped(*arguments):
         try:
             return function(*arguments)
         except UserError as error:
-            raise WorkflowError(str(error)) from None
+            sys.exit(f"Error: {error}")
 
     return wrapped
 
@@ -43,10 +41,10 @@ def check_writable(folder):
         Path(folder).mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise WorkflowError(
-            f"{folder}/ cannot be written ({error.strerror}): make it a folder of yours, "
+        sys.exit(
+            f"Error: {folder}/ cannot be written ({error.strerror}): make it a folder of yours, "
             "or run in a copy of the project elsewhere."
-        ) from None
+        )
 
 
 check_configuration()

@@ -63,6 +63,9 @@ def _message(error: jsonschema.ValidationError) -> str:
     if error.validator == "enum":
         choices = [value for value in error.validator_value if value is not None]
         return f"{_key(path)}{error.instance!r} is not allowed; {suggest(error.instance, choices)}"
+    if error.validator == "oneOf":
+        choices = [key for option in error.validator_value for key in option["required"]]
+        return f"{_key(path)}needs exactly one of the keys {', '.join(choices)}."
     hint = (error.schema or {}).get("description")
     return f"{_key(path)}{error.message}." + (f" It is: {hint}" if hint else "")
 

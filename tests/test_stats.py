@@ -1,0 +1,136 @@
+"""Planted values are found again, and intervals cover at the stated rate."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from resnet_limits import stats
+
+
+def power_law(slope, noise, seed=0, sizes=(32, 64, 128, 256, 512), seeds=10):
+    random = np.random.default_rng(seed)
+    n = np.repeat(sizes, seeds)
+    error = 3.0 * n.astype(float) ** slope * np.exp(noise * random.normal(size=len(n)))
+    return pd.DataFrame({"n": n, "error": error, "seed": np.tile(range(seeds), len(sizes))})
+
+
+def test_slope_recovers_a_planted_rate():
+    estimate = stats.slope(power_law(-0.7, 0.0), "n", "error")
+    assert estimate.value == pytest.approx(-0.7)
+    assert estimate.high - estimate.low < 1e-6
+    assert estimate.n == 50
+
+
+def test_slope_of_means_has_one_point_per_size():
+    assert stats.slope(power_law(-0.7, 0.1), "n", "error", mean_over="seed").n == 5
+
+
+def test_slope_intervals_cover():
+    hits = 0
+    for seed in range(200):
+        estimate = stats.slope(power_law(-0.7, 0.3, seed), "n", "error")
+        hits += estimate.low < -0.7 < estimate.high
+    assert 180 <= hits <= 199  # 95 % of 200, give or take three standard deviations
+
+
+def test_slope_says_how_many_points_have_no_logarithm():
+    rows = power_law(-0.7, 0.0)
+    rows.loc[[0, 7], "error"] = 0.0
+    estimate = stats.slope(rows, "n", "error")
+    assert estimate.n == 48
+    assert estimate.note.startswith("2 points")
+
+
+@pytest.mark.parametrize(
+    "rows", [power_law(-1, 0, sizes=(32, 64), seeds=1), power_law(-1, 0, sizes=(32,))]
+)
+def test_slope_refuses_too_few_points(rows):
+    with pytest.raises(stats.TooFewError):
+        stats.slope(rows, "n", "error")
+
+
+def overdispersed(seed, sizes=(16, 32, 64, 128, 256), seeds=10, trials=1000):
+    random = np.random.default_rng(seed)
+    n = np.repeat(sizes, seeds)
+    mean = 4.0 * n**-0.8
+    # Runs differ by more than their test points do: a beta-binomial.
+    probability = random.beta(30 * mean, 30 * (1 - mean))
+    wrong = random.binomial(trials, probability)
+    return pd.DataFrame({"n": n, "wrong": wrong, "trials": trials})
+
+
+def test_binomial_slope_recovers_a_planted_rate_without_bias():
+    estimates = [
+        stats.binomial_slope(overdispersed(seed), "n", "wrong", "trials") for seed in range(60)
+    ]
+    values = np.array([estimate.value for estimate in estimates])
+    assert abs(values.mean() + 0.8) < 3 * values.std() / np.sqrt(60)
+
+
+def test_binomial_slope_intervals_allow_for_overdispersion():
+    estimates = [
+        stats.binomial_slope(overdispersed(seed), "n", "wrong", "trials") for seed in range(100)
+    ]
+    assert sum(estimate.low < -0.8 < estimate.high for estimate in estimates) >= 86
+
+
+def test_binomial_slope_takes_runs_without_a_single_error():
+    rows = overdispersed(0)
+    rows.loc[rows["n"] == 256, "wrong"] = 0
+    estimate = stats.binomial_slope(rows, "n", "wrong", "trials")
+    assert np.isfinite([estimate.value, estimate.low, estimate.high]).all()
+    assert estimate.value < -0.8
+
+
+def test_paired_difference_removes_what_pairs_share():
+    random = np.random.default_rng(0)
+    shared = 10 * random.normal(size=12)
+    rows = pd.concat(
+        pd.DataFrame(
+            {
+                "seed": range(12),
+                "method": method,
+                "error": shared + shift + 0.01 * random.normal(size=12),
+            }
+        )
+        for method, shift in (("old", 0.0), ("new", -0.5))
+    )
+    estimate = stats.paired_difference(rows, "error", "method", "new", "old", ["seed"])
+    assert estimate.n == 12
+    assert estimate.low < -0.5 < estimate.high
+    assert estimate.high - estimate.low < 0.05
+    scaled = stats.paired_difference(rows, "error", "method", "new", "old", ["seed"], True)
+    spread = rows.query("method == 'old'")["error"].std()
+    assert scaled.value == pytest.approx(estimate.value / spread)
+
+
+def test_paired_difference_needs_both_levels():
+    rows = pd.DataFrame({"seed": [0, 1], "method": "old", "error": [1.0, 2.0]})
+    with pytest.raises(stats.TooFewError, match="new"):
+        stats.paired_difference(rows, "error", "method", "new", "old", ["seed"])
+
+
+def test_proportion_is_wilsons():
+    rows = pd.DataFrame({"ok": [True] * 8 + [False] * 2, "n": [1] * 5 + [2] * 5})
+    estimate = stats.proportion(rows, "ok", by="n")
+    assert estimate.value == 0.8
+    assert (estimate.low, estimate.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert estimate.note == "by n: 1: 5/5, 2: 3/5"
+
+
+def test_trend_of_a_rising_sequence_is_one():
+    rows = pd.DataFrame({"x": range(20), "y": np.exp(np.arange(20.0))})
+    assert stats.trend(rows, "x", "y").value == pytest.approx(1.0)
+    rows["y"] = np.random.default_rng(0).normal(size=20)
+    flat = stats.trend(rows, "x", "y")
+    assert flat.low < 0 < flat.high
+
+
+def test_means_are_students():
+    rows = pd.DataFrame({"g": ["a"] * 4 + ["b"], "v": [1.0, 2.0, 3.0, 4.0, 7.0]})
+    table = stats.means(rows, "g", "v").set_index("g")
+    assert table.loc["a", "mean"] == 2.5
+    assert table.loc["a", "high"] == pytest.approx(2.5 + 3.1824 * 0.6455, abs=1e-3)
+    assert np.isnan(table.loc["b", "high"])
+    mean = stats.mean(rows[rows["g"] == "a"], "v")
+    assert (mean.low, mean.high) == pytest.approx(tuple(table.loc["a", ["low", "high"]]))
