@@ -1,0 +1,60 @@
+"""Activations of dense chains and their derivatives, written into buffers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor, clamp_min, gt, ops, tanh
+
+
+class Activation(NamedTuple):
+    """An elementwise function and its derivative.
+
+    Both take ``(argument, out)``, tensors of one shape, and fill ``out``; ``value`` may work in
+    place (``out is argument``), ``slope`` may not.
+    """
+
+    value: Callable[[Tensor, Tensor], object]
+    slope: Callable[[Tensor, Tensor], object]
+
+
+def _gelu(argument: Tensor, out: Tensor, approximate: str) -> None:
+    ops.aten.gelu.out(argument, approximate=approximate, out=out)
+
+
+def _gelu_slope(argument: Tensor, out: Tensor, approximate: str) -> None:
+    ones = out.fill_(1)
+    ops.aten.gelu_backward.grad_input(ones, argument, approximate=approximate, grad_input=out)
+
+
+def _tanh_slope(argument: Tensor, out: Tensor) -> None:
+    tanh(argument, out=out).square_().neg_().add_(1)
+
+
+ACTIVATIONS = {
+    "gelu": Activation(
+        partial(_gelu, approximate="none"), partial(_gelu_slope, approximate="none")
+    ),
+    "gelu_tanh": Activation(
+        partial(_gelu, approximate="tanh"), partial(_gelu_slope, approximate="tanh")
+    ),
+    "tanh": Activation(lambda argument, out: tanh(argument, out=out), _tanh_slope),
+    "relu": Activation(
+        lambda argument, out: clamp_min(argument, 0, out=out),
+        lambda argument, out: gt(argument, 0, out=out),
+    ),
+    "identity": Activation(lambda argument, out: out.copy_(argument), lambda _, out: out.fill_(1)),
+}
+
+
+def activation_named(name: str) -> Activation:
+    """Return the activation called `name`.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message names those there are.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]

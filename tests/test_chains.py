@@ -1,0 +1,277 @@
+"""Dense chains against plain autograd, against their limit, and against misuse."""
+
+import math
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from resnet_limits.models import chains
+from resnet_limits.models.activations import ACTIVATIONS
+from resnet_limits.models.chains import ChainLoss, chain
+
+BACKENDS = [
+    pytest.param("numba", marks=pytest.mark.skipif(not chains._has_numba(), reason="no numba")),
+    "torch",
+]
+REFERENCES = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "identity": lambda z: z,
+}
+# (seeds, samples, d, m, depth): one layer, odd depths around the chunks of 32, odd sizes around the
+# tiles of 4 and vectors of 8 or 16, more samples than one block.
+SHAPES = [
+    ((), 5, 2, 3, 1),
+    ((), 100, 16, 32, 7),
+    ((), 33, 3, 17, 33),
+    ((1,), 1, 1, 1, 64),
+    ((3,), 18, 5, 2, 70),
+    ((2,), 7, 8, 9, 31),
+]
+STEP, INNER = 0.3, 0.7
+
+
+def problem(seeds, samples, d, m, depth, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=dtype)
+    x, y = draw(*seeds, samples, d), draw(*seeds, samples, d)
+    W = draw(*seeds, depth, m, d) / math.sqrt(d)
+    V = draw(*seeds, depth, d, m) / math.sqrt(m * depth)
+    return x, y, W, V
+
+
+def plain(x, W, V, step_size, activation, inner_scale=1.0):
+    h = x
+    for w, v in zip(W.unbind(-3), V.unbind(-3), strict=True):
+        h = h + step_size * REFERENCES[activation](inner_scale * (h @ w.mT)) @ v.mT
+    return h
+
+
+def gradients(function, x, y, W, V):
+    leaves = [t.detach().requires_grad_() for t in (x, W, V)]
+    loss = (function(*leaves) - y).square().mean(dim=(-2, -1))
+    return [loss.detach(), *torch.autograd.grad(loss.sum(), leaves)]
+
+
+def assert_same(results, references, tolerance=1e-10):
+    for result, reference in zip(results, references, strict=True):
+        assert result.shape == reference.shape
+        assert (result - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_are_those_of_plain_autograd(shape, activation, backend):
+    x, y, W, V = problem(*shape)
+    expected = gradients(lambda *t: plain(*t, STEP, activation, INNER), x, y, W, V)
+    options = {"activation": activation, "inner_scale": INNER, "backend": backend}
+    assert_same(gradients(lambda *t: chain(*t, STEP, **options), x, y, W, V), expected)
+
+    W_grad, V_grad = torch.full_like(W, math.nan), torch.full_like(V, math.nan)
+    loss = ChainLoss(x, y, W, STEP, **options)
+    for _ in range(2):  # the buffers of a second call are not clean
+        results = loss(W, V, W_grad, V_grad).clone(), W_grad, V_grad
+    assert_same(results, [expected[0], *expected[2:]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_single_precision(activation, backend):
+    x, y, W, V = problem((), 100, 16, 32, 64, torch.float32)
+    expected = gradients(
+        lambda *t: plain(*t, STEP, activation), *(t.double() for t in (x, y, W, V))
+    )
+    results = gradients(lambda *t: chain(*t, STEP, activation, backend=backend), x, y, W, V)
+    assert_same(results, expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rounding_adds_up_no_faster_than_in_plain_autograd(backend):
+    x, y, W, V = problem((), 5, 16, 32, 2000, torch.float32)
+    exact = gradients(lambda *t: chain(*t, STEP), *(t.double() for t in (x, y, W, V)))
+
+    def error(function):
+        results = gradients(function, x, y, W, V)
+        return [
+            ((a - b).abs().max() / b.abs().max()).item()
+            for a, b in zip(results, exact, strict=True)
+        ]
+
+    plain_errors = error(lambda *t: plain(*t, STEP, "gelu"))
+    assert max(error(lambda *t: chain(*t, STEP, backend=backend))) < 2 * max(plain_errors)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numerical_gradients(backend):
+    x, _, W, V = (t.requires_grad_() for t in problem((2,), 3, 2, 3, 3))
+    assert torch.autograd.gradcheck(lambda *t: chain(*t, 0.5, backend=backend), (x, W, V))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_tensors(backend):
+    x, y, W, V = problem((2,), 6, 3, 5, 9)
+    expected = gradients(lambda *t: plain(*t, STEP, "gelu"), x, y, W, V)
+
+    def strided(t):
+        wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1]).transpose(0, 1)
+        return wide.transpose(0, 1)[..., ::2].copy_(t)
+
+    x, y, W, V = (strided(t) for t in (x, y, W, V))
+    W_grad, V_grad = strided(W), strided(V)
+    loss = ChainLoss(x, y, W, STEP, backend=backend)(W, V, W_grad, V_grad)
+    assert not W_grad.is_contiguous()
+    assert_same([loss, W_grad, V_grad], [expected[0], *expected[2:]])
+    assert_same(gradients(lambda *t: chain(*t, STEP, backend=backend), x, y, W, V), expected)
+    parts = W.mT.contiguous().mT, V.mT.contiguous().mT
+    assert_same([chain(x, *parts, STEP, backend=backend)], [plain(x, W, V, STEP, "gelu")])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_gradients_and_by_input_only(backend):
+    x, _, W, V = problem((), 9, 4, 6, 40)
+    expected = plain(x, W, V, STEP, "gelu")
+    assert_same([chain(x, W, V, STEP, backend=backend)], [expected])
+    x.requires_grad_()
+    with torch.no_grad():
+        assert_same([chain(x, W, V, STEP, backend=backend)], [expected])
+    by_chain = torch.autograd.grad(chain(x, W, V, STEP, backend=backend).sum(), x)
+    assert_same(by_chain, torch.autograd.grad(plain(x, W, V, STEP, "gelu").sum(), x))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_accumulate_and_repeat(backend):
+    x, _, W, V = (t.requires_grad_() for t in problem((), 9, 4, 6, 40))
+    output = chain(x, W, V, STEP, backend=backend).sum()
+    output.backward(retain_graph=True)
+    once = [t.grad.clone() for t in (x, W, V)]
+    output.backward()
+    assert_same([t.grad for t in (x, W, V)], [2 * g for g in once])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_same_bits_each_time(backend):
+    x, y, W, V = problem((3,), 50, 16, 32, 40, torch.float32)
+    runs = [gradients(lambda *t: chain(*t, STEP, backend=backend), x, y, W, V) for _ in range(3)]
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_number_of_threads(backend, threads):
+    x, y, W, V = problem((), 50, 3, 4, 40)
+    expected = gradients(lambda *t: plain(*t, STEP, "gelu"), x, y, W, V)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        results = gradients(lambda *t: chain(*t, STEP, backend=backend), x, y, W, V)
+    finally:
+        torch.set_num_threads(before)
+    assert_same(results, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_first_call_leaves_the_number_of_threads_alone(backend):
+    code = f"""
+import torch
+from resnet_limits.models.chains import chain
+torch.set_num_threads(1)
+W = torch.ones(1, 2, 2, dtype=torch.float64)
+chain(W[0], W, W, 1.0, backend="{backend}")
+assert torch.get_num_threads() == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_divergence_shows_and_passes(backend):
+    x, y, W, V = problem((2,), 6, 3, 5, 9)
+    loss = ChainLoss(x, y, W, STEP, backend=backend)
+    W_grad, V_grad = torch.empty_like(W), torch.empty_like(V)
+    clean = loss(W, V, W_grad, V_grad).clone(), W_grad.clone(), V_grad.clone()
+    broken = W.clone()
+    broken[0, 4] = math.inf
+    values = loss(broken, V, W_grad, V_grad)
+    assert not values[0].isfinite()
+    assert values[1] == clean[0][1]  # the other seed never notices
+    again = loss(W, V, W_grad, V_grad), W_grad, V_grad
+    assert all(torch.equal(a, b) for a, b in zip(again, clean, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_approaches_the_neural_ode_like_one_over_depth(backend):
+    generator = torch.Generator().manual_seed(0)
+    W, dW, V, dV = torch.randn(4, 4, 4, dtype=torch.float64, generator=generator) / 2
+    x = torch.randn(6, 4, dtype=torch.float64, generator=generator)
+
+    def output(depth):
+        t = (torch.arange(depth, dtype=torch.float64) / depth)[:, None, None]
+        path = W + torch.sin(3 * t) * dW, V + t**2 * dV
+        return chain(x, *path, 1 / depth, "gelu", backend=backend)
+
+    limit = output(2**15)
+    depths = [32, 64, 128, 256]
+    errors = [(output(depth) - limit).abs().max().item() for depth in depths]
+    slope = math.log(errors[-1] / errors[0]) / math.log(depths[-1] / depths[0])
+    assert -1.1 < slope < -0.9
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    x, y, W, V = problem((), 2, 2, 2, 2)
+    with pytest.raises(ValueError, match=r"unknown activation 'swish'; known: gelu, gelu_tanh"):
+        chain(x, W, V, STEP, "swish")
+    with pytest.raises(ValueError, match=r"unknown activation"):
+        ChainLoss(x, y, W, STEP, "swish")
+    with pytest.raises(ValueError, match=r"unknown backend 'jax'; known: auto, numba, torch"):
+        chain(x, W, V, STEP, backend="jax")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, W, V: (x[0], W, V),
+        lambda x, W, V: (x[:, :1], W, V),
+        lambda x, W, V: (x[:0], W, V),
+        lambda x, W, V: (x, W[:2], V),
+        lambda x, W, V: (x, W[:0], V[:0]),
+        lambda x, W, V: (x, W, V.mT),
+        lambda x, W, V: (x[None], W, V),
+        lambda x, W, V: (x[None].repeat(2, 1, 1), W[None], V[None]),
+        lambda x, W, V: (x.float(), W, V),
+        lambda x, W, V: (x.long(), W.long(), V.long()),
+        lambda x, W, V: (x, W.to("meta"), V),
+    ],
+)
+def test_mismatches_are_refused(change):
+    x, _, W, V = problem((), 4, 2, 3, 5)
+    with pytest.raises(ValueError, match=r"got|must"):
+        chain(*change(x, W, V), STEP)
+
+
+def test_loss_refuses_mismatches():
+    x, y, W, V = problem((), 4, 2, 3, 5)
+    with pytest.raises(ValueError, match=r"y has shape"):
+        ChainLoss(x, y[:2], W, STEP)
+    loss = ChainLoss(x, y, W, STEP)
+    with pytest.raises(ValueError, match=r"W and W_grad must have shape \(5, 3, 2\)"):
+        loss(W, V, W[:2], V)
+    with pytest.raises(ValueError, match=r"V and V_grad must have shape \(5, 2, 3\)"):
+        loss(W, W, W, V)
+
+
+def test_backend_fits_type_and_installation(monkeypatch):
+    x, _, W, V = (t.bfloat16() for t in problem((), 4, 2, 3, 5))
+    assert chain(x, W, V, STEP).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"numba needs float32 or float64 on the CPU"):
+        chain(x, W, V, STEP, backend="numba")
+    monkeypatch.setattr(chains, "_has_numba", lambda: False)
+    x, _, W, V = problem((), 4, 2, 3, 5)
+    assert isinstance(
+        chains._engine("auto", x[None], W[None], STEP, "gelu", 1.0, True), chains.TorchEngine
+    )
