@@ -24,17 +24,17 @@ def lipschitz(tables: Tables) -> Figure:
     figure, axes = style.panels(3, width=10.0, height=3.6)
     for ax, weight in zip(axes, WEIGHTS, strict=False):
         _over_depth(ax, tables, weight, "largest")
+        _step_legend(ax, "iteration $T$\n(slope)", tables, weight, "largest")
+        _guide(ax, tables["distance_means"], weight, "largest")
         ax.set_ylabel(rf"$\max_{{k,\,t\leq T}}\ \|{weight}_{{k+1}}-{weight}_k\|_F$")
-    _guide(axes[0], tables["distance_means"], "V", "largest")
-    _step_legend(axes[1], "iteration $T$\n(slope)", tables, "W", "largest")
-    _step_legend(axes[0], "iteration $T$\n(slope)", tables, "V", "largest")
     _growth(axes[2], tables["extrapolated"].query("scaling == 'code'"))
     return figure
 
 
 def depth_limit(tables: Tables) -> Figure:
     """Draw the paper's Figure 1 right: distance to the limit over L, in two norms."""
-    figure, axes = style.panels(4, width=12.5, height=3.6)
+    figure = plt.figure(figsize=(9.0, 6.6))
+    axes = figure.subplots(2, 2).flat
     labels = {
         "l2": r"$\|{0}^L(\cdot,t)-{0}(\cdot,t)\|_{{L^2}}$",
         "sup": r"$\sup_s\ \|{0}^L(s,t)-{0}(s,t)\|_F$",
@@ -44,7 +44,7 @@ def depth_limit(tables: Tables) -> Figure:
         _over_depth(ax, tables, weight, measure)
         ax.set_ylabel(labels[measure].format(weight))
         _step_legend(ax, "iteration $t$\n(slope)", tables, weight, measure)
-    _guide(axes[0], tables["distance_means"], "V", "l2")
+        _guide(ax, tables["distance_means"], weight, measure)
     return figure
 
 
@@ -68,39 +68,17 @@ def long_time(tables: Tables) -> Figure:
 
 def relu_counterexample(tables: Tables) -> Figure:
     """Draw gaps after training over depth, and over time at the largest depth."""
-    gaps, slopes = tables["gaps"], tables["gap_slopes"]
-    figure, axes = style.panels(2, width=8.5, height=3.6)
-    last = gaps.query("last and activation == 'relu'").drop_duplicates(["depth", "target"])
-    for activation in ("relu", "gelu"):
-        for look, (target, color) in zip(_TARGET_LOOKS, _target_colors(gaps), strict=False):
-            rows = gaps.query("last and activation == @activation and target == @target")
-            slope = slopes.query("activation == @activation and target == @target")["slope"].iloc[0]
-            axes[0].plot(
-                rows["depth"],
-                rows["gap"],
-                color=color,
-                linestyle="none",
-                **look | _FILLS[activation],
-                label=f"{_NAMES[activation]}, $y={target:g}$: slope {slope:.2f}",
-            )
-    for target, color in _target_colors(gaps):
-        rows = last[last["target"] == target]
-        axes[0].plot(rows["depth"], rows["trained_gap"], color=color, linewidth=1)
-        axes[0].axhline(rows["limit_gap"].iloc[0], **style.GUIDE)
-    depths = np.array(sorted(gaps["depth"].unique()))
-    axes[0].plot(depths, 2 / depths, **style.GUIDE | {"linestyle": (0, (1, 1))})
-    style.label_guide(axes[0], "2/L, the gap at the start", (depths[-3], 2 / depths[-3]))
-    _depth_axis(axes[0], depths)
-    axes[0].set_ylabel(r"$\max_k\ |w_{k+1}-w_k|$ after training")
-    axes[0].legend(fontsize=6.5, title="lines: closed forms", title_fontsize=6.5, **_BELOW)
-    _gaps_over_time(axes[1], gaps.query("deepest and step > 0"))
+    gaps = tables["gaps"]
+    figure, (over_depth, over_time) = style.panels(2, width=9.5, height=3.6)
+    _gaps_over_depth(over_depth, gaps.query("last"), tables["gap_slopes"])
+    _gaps_over_time(over_time, gaps.query("deepest and step > 0"))
+    handles, labels = over_depth.get_legend_handles_labels()
+    over_time.legend(handles, labels, fontsize=7, **_OUTSIDE)
     return figure
 
 
 _OUTSIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-_BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
 _NAMES = {"relu": "ReLU", "gelu": "GELU"}
-_TARGET_LOOKS = [{"marker": marker} for marker in style.MARKERS]
 _FILLS: dict[str, dict[str, Any]] = {"relu": {}, "gelu": {"markerfacecolor": "white"}}
 
 
@@ -182,9 +160,9 @@ def _growth(ax: Axes, rows: pd.DataFrame) -> None:
             measured["step"],
             measured["mean"],
             yerr=_bars(measured),
-            **look,
+            **look | {"linestyle": "-"},
             capsize=2,
-            label=f"${weight}$",
+            label=f"${weight}$, measured",
         )
         ax.plot(
             guess["step"],
@@ -192,7 +170,7 @@ def _growth(ax: Axes, rows: pd.DataFrame) -> None:
             color=look["color"],
             linewidth=1.0,
             linestyle=style.DASHES[2],
-            label=rf"${weight}$: $\beta T e^{{\alpha T}}$",
+            label=rf"${weight}$, $\beta T e^{{\alpha T}}$",
         )
     depth = rows["depth"].iloc[0]
     ax.set(
@@ -202,8 +180,8 @@ def _growth(ax: Axes, rows: pd.DataFrame) -> None:
         ylabel=r"$L\ \max_{k,\,t\leq T}\ \|Z_{k+1}-Z_k\|_F$",
         title=f"$L = {depth}$",
     )
-    steps = sorted(rows["step"].unique())
-    ax.set_xticks(steps, [f"{step}" for step in steps], rotation=60)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(fontsize=6.5, title="$Z$", title_fontsize=6.5, loc="upper left")
 
@@ -238,6 +216,7 @@ def _loss(ax: Axes, curves: pd.DataFrame, decay: pd.DataFrame) -> None:
             line = np.exp(fit["intercept"] - fit["rate"] * steps)
             ax.plot(steps, line, color="0.5", linewidth=3, alpha=0.4, zorder=1)
     ax.set(yscale="log", xlabel="iteration", ylabel="loss")
+    ax.locator_params(axis="x", nbins=4)
     ax.legend(fontsize=6.5, title="fit of second half", title_fontsize=6.5)
 
 
@@ -289,22 +268,37 @@ def _quotient(ax: Axes, curves: pd.DataFrame, decay: pd.DataFrame) -> None:
     ax.legend(fontsize=6.5)
 
 
-def _gaps_over_time(ax: Axes, rows: pd.DataFrame) -> None:
-    for target, color in _target_colors(rows):
-        for activation, dashes in zip(_NAMES, ("none", style.DASHES[1]), strict=True):
+def _gaps_over_depth(ax: Axes, rows: pd.DataFrame, slopes: pd.DataFrame) -> None:
+    for activation, name in _NAMES.items():
+        for target, look in _targets(rows).items():
             curve = rows.query("activation == @activation and target == @target")
-            ax.plot(
-                curve["time"],
-                curve["gap"],
-                color=color,
-                linestyle=dashes,
-                markevery=2,
-                marker=_marker(rows, target),
-                **_FILLS[activation],
-                label=f"{_NAMES[activation]}, $y={target:g}$",
-            )
-        limit = rows.query("activation == 'relu' and target == @target")
-        ax.plot(limit["time"], limit["limit_gap"], color=color, linewidth=1)
+            slope = slopes.query("activation == @activation and target == @target")["slope"].iloc[0]
+            label = f"{name}, $y={target:g}$: slope {slope:.2f}"
+            look = look | _FILLS[activation] | {"linestyle": "none"}
+            ax.plot(curve["depth"], curve["gap"], **look, label=label)
+    for number, (target, look) in enumerate(_targets(rows).items()):
+        curve = rows[(rows["activation"] == "relu") & (rows["target"] == target)]
+        labels = ("ReLU, closed form", "the same, depth infinite") if number == 0 else (None, None)
+        ax.plot(
+            curve["depth"], curve["trained_gap"], color=look["color"], linewidth=1, label=labels[0]
+        )
+        ax.plot(curve["depth"], curve["limit_gap"], **style.GUIDE, label=labels[1])
+    depths = np.array(sorted(rows["depth"].unique()))
+    start = style.GUIDE | {"linestyle": style.DASHES[2]}
+    ax.plot(depths, 2 / depths, **start, label="2/L, gap at the start")
+    _depth_axis(ax, depths)
+    ax.set_ylabel(r"$\max_k\ |w_{k+1}-w_k|$ after training")
+
+
+def _gaps_over_time(ax: Axes, rows: pd.DataFrame) -> None:
+    for target, look in _targets(rows).items():
+        curves = rows[rows["target"] == target].groupby("activation")
+        for activation, dashes in zip(_NAMES, ("none", style.DASHES[1]), strict=True):
+            curve = curves.get_group(activation)
+            line = {"linestyle": dashes, "linewidth": 0.8, "markevery": 2}
+            ax.plot(curve["time"], curve["gap"], **look | _FILLS[activation] | line)
+        limit = curves.get_group("relu")
+        ax.plot(limit["time"], limit["limit_gap"], **style.GUIDE)
     ax.set(
         xscale="log",
         yscale="log",
@@ -312,17 +306,10 @@ def _gaps_over_time(ax: Axes, rows: pd.DataFrame) -> None:
         ylabel=r"$\max_k\ |w_{k+1}-w_k|$",
         title=f"$L = {rows['depth'].iloc[0]}$",
     )
-    ax.legend(
-        fontsize=6.5, title="lines: closed form, depth infinite", title_fontsize=6.5, **_BELOW
-    )
 
 
-def _marker(rows: pd.DataFrame, target: float) -> str:
-    return style.MARKERS[sorted(rows["target"].unique()).index(target)]
-
-
-def _target_colors(rows: pd.DataFrame) -> list[tuple[float, str]]:
-    return list(zip(sorted(rows["target"].unique()), style.COLORS, strict=False))
+def _targets(rows: pd.DataFrame) -> dict[float, dict[str, Any]]:
+    return style.looks(sorted(rows["target"].unique()))
 
 
 def _seeds(curves: pd.DataFrame) -> dict[int, dict[str, Any]]:
