@@ -22,9 +22,10 @@ def distances(runs: Runs) -> pd.DataFrame:
     """Distances by depth, seed, weight and step, one row for each.
 
     ``largest`` is max over k and t <= T of ||Z_{k+1}(t) - Z_k(t)||_F, ``lipschitz`` that times
-    depth; ``l2`` and ``sup`` are distances to the limit, for other depths than the limit's.
+    depth; ``l2`` and ``sup`` are distances to the limit, if there is one, for other depths.
     """
-    wide = collect(runs["large_depth"] + runs["paper_scaling"], _SETTINGS)
+    trained = runs["large_depth"] + runs["more_seeds"] + runs["paper_scaling"]
+    wide = collect(trained, _SETTINGS)
     wide["is_limit"] = wide["depth"] == wide.pop("limit_depth")
     keys = ["scaling", "seed", "depth", "is_limit", "step", "time", "loss", "diverged", "dataset"]
     wide["time"] = wide["step"] * wide["learning_rate"]
@@ -243,10 +244,11 @@ _GROWING = ["scaling", "seed", "weight", "depth", "is_limit", "diverged", "datas
 
 
 def _measures(runs: Runs) -> pd.DataFrame:
-    """Return `distances` with one row for each measure, without the start and the limit."""
+    """Return `distances` with one row for each measure taken, without the start and the limit."""
     table = distances(runs).query("step > 0 and not is_limit")
     keys = ["scaling", "weight", "seed", "step", "time", "depth", "diverged", "dataset"]
-    return table.melt(keys, MEASURES, var_name="measure", value_name="distance")
+    long = table.melt(keys, MEASURES, var_name="measure", value_name="distance")
+    return long.dropna(subset="distance")
 
 
 def _slope_columns(group: pd.DataFrame) -> dict[str, Any]:
