@@ -73,7 +73,8 @@ def decay(runs: Runs) -> pd.DataFrame:
     rows = []
     for member, group in curves(runs).groupby(MEMBER, sort=False):
         even = group[group["step"].isin(steps)].sort_values("step")
-        stretch = even[even["step"] <= even.loc[even["train_loss"].idxmin(), "step"]]
+        lowest = even["train_loss"].to_numpy().argmin()
+        stretch = even.iloc[: lowest + 1]
         rows.append(
             {
                 **dict(zip(MEMBER, member, strict=True)),
