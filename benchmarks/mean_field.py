@@ -67,9 +67,7 @@ def main():
     print(
         f"{torch.get_num_threads()} threads, {options.steps} steps, {len(settings['seed'])} seeds"
     )
-    print(
-        f"{'n_train':>10} {'batched ms':>11} {'one by one ms':>14} {'ratio':>6} {'largest difference':>19}"
-    )
+    print("   n_train  batched ms  one by one ms  ratio  largest difference")
     for sizes in [[n] for n in settings["n_train"]] + [list(settings["n_train"])]:
         grid = SimpleNamespace(**settings | quiet | {"n_train": sizes})
         compare(grid, 2)  # warm up
