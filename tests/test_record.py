@@ -119,7 +119,7 @@ SOURCES = {
     "models/used.py": "from resnet_limits.models import inner",
     "models/inner.py": "",
     "models/unused.py": "",
-    "studies/s/experiments.py": "from resnet_limits.models.used import x\nimport resnet_limits.style",
+    "studies/s/experiments.py": "import resnet_limits.style\nimport resnet_limits.models.used",
     "studies/s/plots.py": "",
 }
 
