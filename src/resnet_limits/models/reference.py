@@ -31,11 +31,13 @@ class TwoLayer(nn.Module):
 
     def gradients(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients as affine maps."""
-        inner, outer = (
-            torch.cat([layer.weight.grad, layer.bias.grad[:, None]], dim=1)
-            for layer in (self.inner, self.outer)
-        )
-        return inner, outer
+        return _gradient(self.inner), _gradient(self.outer)
+
+
+def _gradient(layer: nn.Linear) -> torch.Tensor:
+    weight, bias = layer.weight.grad, layer.bias.grad
+    assert weight is not None and bias is not None, "no backward pass yet"
+    return torch.cat([weight, bias[:, None]], dim=1)
 
 
 class Field(nn.Module):

@@ -114,8 +114,9 @@ def depth_errors(runs: Runs) -> pd.DataFrame:
 
 
 def boundary(runs: Runs) -> pd.DataFrame:
-    """Output of the trained networks on a grid."""
-    return collect(runs["rate"], ["field"], "boundary")
+    """Output of the trained networks on a grid, field constant in depth."""
+    constant = [run for run in runs["rate"] if run.settings["field"] == "constant"]
+    return collect(constant, [], "boundary").drop(columns=["step", "diverged"])
 
 
 def samples(runs: Runs) -> pd.DataFrame:
