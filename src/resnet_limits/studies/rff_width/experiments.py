@@ -100,7 +100,7 @@ class WidthProblem(Problem):
 
     def step(self) -> Tensor:
         """Compute the losses and gradients of all networks that are still trained."""
-        for place, ensemble, members in self._running():
+        for _, ensemble, members in self._running():
             losses = ensemble.model.loss_and_grad().to(self.losses)
             self.losses[members] = losses
             goal = self.settings.converged * self.start[members]
@@ -119,7 +119,8 @@ class WidthProblem(Problem):
         for place, ensemble, members in self._running():
             losses = ensemble.model.evaluate()
             converged_at = self.converged_at[members]
-            done = (converged_at >= 0) | ~losses.isfinite()
+            # By the losses that `fit` has seen, so that it has recorded who diverged.
+            done = (converged_at >= 0) | ~self.losses[members].isfinite()
             if done.all():
                 self.stopped[place] = True
                 ensemble.model.weights.grad = None
@@ -127,7 +128,7 @@ class WidthProblem(Problem):
         return pd.concat(frames, ignore_index=True)
 
     def measure_bounds(self) -> pd.DataFrame:
-        """What Property 2 and Proposition 2 are about, on the points visited at this step.
+        """Quantities of Property 2 and Proposition 2, on the points visited at this step.
 
         ``smallest`` and ``exact`` are the smallest eigenvalues, over z_0 .. z_(D-1), of V's
         kernel matrices and of those of the infinite-width kernel on the same points; ``gap`` is
@@ -217,7 +218,10 @@ class WidthProblem(Problem):
         settings = self.settings
         frequencies = draw_frequencies(settings, self.kernel, width, len(maps[0]))
         model = FeatureResNet(
-            *self._problem(maps),
+            self.inputs[None].to(self.device),
+            self.targets[None].to(self.device),
+            maps[0].to(self.device),
+            maps[1].to(self.device),
             frequencies.to(self.device),
             settings.depth,
             getattr(torch, settings.precision),
@@ -233,7 +237,10 @@ class WidthProblem(Problem):
     def _of_the_kernel(self, size: float, maps: tuple[Tensor, Tensor]) -> Ensemble:
         settings = self.settings
         model = KernelResNet(
-            *self._problem(maps),
+            self.inputs[None].to(self.device),
+            self.targets[None].to(self.device),
+            maps[0].to(self.device),
+            maps[1].to(self.device),
             self.kernel,
             settings.depth,
             settings.capacity,
@@ -242,10 +249,6 @@ class WidthProblem(Problem):
         members = [{"size": size, "width": INFINITE, "draw": settings.draw[0]}]
         kappa, speed = self.kernel.kappa, math.sqrt(self.kernel.moments[0])
         return self._ensemble(model, members, maps, torch.tensor([kappa]), torch.tensor([speed]))
-
-    def _problem(self, maps: tuple[Tensor, Tensor]) -> list[Tensor]:
-        parts = [self.inputs[None], self.targets[None], *maps]
-        return [part.to(self.device) for part in parts]
 
     def _ensemble(
         self,

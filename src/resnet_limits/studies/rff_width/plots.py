@@ -195,9 +195,13 @@ def embedding(tables: Tables) -> Figure:
 
 
 def _left_sides(ax: Axes, table: pd.DataFrame) -> None:
-    for place, (width, rows) in enumerate(table.groupby("width")):
+    for place, width in enumerate(sorted(table["width"].unique())):
+        rows = table[table["width"] == width]
         label = r"$r = \infty$" if np.isinf(width) else f"$r = {width:.0f}$"
-        look = {"color": style.COLORS[1 - place], "linestyle": style.DASHES[1 - place]}
+        look: dict[str, Any] = {
+            "color": style.COLORS[1 - place],
+            "linestyle": style.DASHES[1 - place],
+        }
         medians = rows[np.isfinite(rows["left_side"])].groupby("size")["left_side"].median()
         ax.plot(medians, marker=style.MARKERS[place], label=f"{label}, proven", **look)
         plug_in = rows.groupby("size")["plug_in"].median().dropna()
@@ -211,7 +215,8 @@ def _left_sides(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def _sweep_rates(ax: Axes, table: pd.DataFrame) -> None:
-    for place, (width, rows) in enumerate(table.groupby("width")):
+    for place, width in enumerate(sorted(table["width"].unique())):
+        rows = table[table["width"] == width]
         groups = rows.groupby("size")
         middle, low, high = (groups["rate"].agg(how) for how in ("median", "min", "max"))
         color = style.COLORS[1 - place]

@@ -93,17 +93,15 @@ def thresholds(runs: Runs) -> pd.DataFrame:
     rows = []
     for (kernel, samples), group in table.groupby(["kernel", "samples"], sort=False):
         finite = group[np.isfinite(group["width"])]
-        failed = finite.loc[~finite["converged"], "width"]
-        above = (
-            finite.loc[finite["width"] > failed.max(), "width"] if len(failed) else finite["width"]
-        )
+        fails = finite.loc[~finite["converged"], "width"].max()
+        holds = finite.loc[~(finite["width"] <= fails), "width"].min()
         rows.append(
             {
                 "kernel": kernel,
                 "samples": samples,
                 **_threshold(finite),
-                "fails": failed.max(),
-                "holds": above.min(),
+                "fails": fails,
+                "holds": holds,
                 "diverged_draws": int(finite["diverged"].sum()),
                 "dataset": group["dataset"].iloc[0],
             }
@@ -184,23 +182,11 @@ def theorem(runs: Runs) -> pd.DataFrame:
     ``worst`` is the largest L(v^k) / ((1 - eta mu)^k L(v^0)) over the measured steps.
     """
     losses, norms = (_with_constants(runs["guarantee"], name) for name in ("metrics", "bounds"))
-    largest = norms.groupby(MEMBER)["norm"].max()
+    norms = norms[[*MEMBER, "step", "norm"]]
+    losses = losses.merge(norms, on=[*MEMBER, "step"], how="left")
     rows = []
     for member, group in losses.groupby(MEMBER, sort=False):
-        row = group.iloc[0]
-        found = bounds.condition(row)
-        bound = (1 - row.step_size * found.rate) ** group["step"]
-        worst = (group["loss"] / (bound * group["start_loss"])).max()
-        applies = found.excess <= 1 and row.step_size * found.smoothness <= 1
-        rate = _decay_columns(group)["rate"]
-        rows.append(
-            dict(zip(MEMBER, member, strict=True))
-            | {**found._asdict(), "step_size": row.step_size, "applies": applies, "worst": worst}
-            | {"norm": largest[member], "proven_rate": -math.log1p(-row.step_size * found.rate)}
-            | {"measured_rate": rate, "rate_ratio": rate / (row.step_size * found.rate)}
-            | {"holds": worst <= 1 + 1e-9 and largest[member] <= found.radius}
-            | {"diverged": row.diverged, "dataset": row.dataset}
-        )
+        rows.append(dict(zip(MEMBER, member, strict=True)) | _theorem_columns(group))
     return pd.DataFrame(rows)
 
 
@@ -218,8 +204,8 @@ def _with_constants(runs: list[Run], probe: str) -> pd.DataFrame:
 
 
 def _pl(runs: list[Run]) -> pd.DataFrame:
-    table = _with_constants(runs, "bounds")
-    table = table[np.isfinite(table["quotient"])]
+    # Without kappa there are no bounds, after divergence no quotient.
+    table = _with_constants(runs, "bounds").dropna(subset=["kappa", "quotient"])
     parts = [
         bounds.quotient_bounds(rows.iloc[0], rows) for _, rows in table.groupby(MEMBER, sort=False)
     ]
@@ -249,7 +235,7 @@ def _outcomes(runs: list[Run]) -> pd.DataFrame:
 
 
 def _member_columns(group: pd.DataFrame) -> dict[str, Any]:
-    last = group.loc[group["step"].idxmax()]
+    last = group.sort_values("step").iloc[-1]
     converged_at = int(last["converged_at"])
     # Whoever converged may have been trained on with its ensemble.
     until = converged_at if converged_at >= 0 else int(last["step"])
@@ -316,6 +302,27 @@ def _threshold(finite: pd.DataFrame) -> dict[str, float]:
     except TooFewError:
         return dict.fromkeys(["threshold", "low", "high"], np.nan)
     return {"threshold": found.value, "low": found.low, "high": found.high}
+
+
+def _theorem_columns(group: pd.DataFrame) -> dict[str, Any]:
+    row: Any = group.iloc[0]
+    found, largest = bounds.condition(row), group["norm"].max()
+    progress = row.step_size * found.rate
+    worst = (group["loss"] / ((1 - progress) ** group["step"] * row.start_loss)).max()
+    rate = _decay_columns(group)["rate"]
+    return {
+        **found._asdict(),
+        "step_size": row.step_size,
+        "applies": found.excess <= 1 and row.step_size * found.smoothness <= 1,
+        "worst": worst,
+        "norm": largest,
+        "proven_rate": -math.log1p(-progress),
+        "measured_rate": rate,
+        "rate_ratio": rate / -math.log1p(-progress),
+        "holds": worst <= 1 + ROUNDING and largest <= found.radius,
+        "diverged": row.diverged,
+        "dataset": row.dataset,
+    }
 
 
 def _sweep_columns(row: Any) -> dict[str, Any]:
