@@ -26,25 +26,28 @@ Tables = dict[str, pd.DataFrame]
 
 def width(tables: Tables) -> Figure:
     """Draw the loss over gradient steps for some widths and for infinite width."""
-    table = _one_size(tables["curves"]).query("step > 0")
+    table = _one_size(tables["curves"])
+    # Of a width with draws that diverged, the median of the others would look too good.
+    table = table[table["count"] == table.groupby(["kernel", "width"])["count"].transform("max")]
     kernels = _present(table)
     figure, axes = style.panels(len(kernels), width=8.2, height=3.1, sharey=True, sharex=True)
     finite = sorted(table.loc[np.isfinite(table["width"]), "width"].unique())
     shown = [r for r in finite if np.log2(r) % 2 == 0 and r >= 4] or finite
-    colors = style.ordered(shown)
-    for ax, kernel in zip(axes, kernels, strict=True):
-        rows = table[table["kernel"] == kernel]
-        for place, (r, color) in enumerate(colors.items()):
+    for ax, name in zip(axes, kernels, strict=True):
+        rows = table[table["kernel"] == name]
+        for place, (r, color) in enumerate(style.ordered(shown).items()):
             run = rows[rows["width"] == r]
             ax.fill_between(run["step"], run["min"], run["max"], color=color, alpha=0.18, lw=0)
             dashes = style.DASHES[place % 3]
             ax.plot(run["step"], run["median"], color=color, ls=dashes, label=f"{r:.0f}")
         limit = rows[np.isinf(rows["width"])]
         ax.plot(limit["step"], limit["median"], label=r"$\infty$", zorder=5, **INFINITE)
-        ax.set(xscale="log", yscale="log", ylim=(FLOOR, 20), xlabel="gradient step")
-        ax.set_title(f"{KERNELS[kernel]}, $N = {rows['samples'].iloc[0]}$")
+        ax.set(yscale="log", ylim=(FLOOR, 20), xlabel="gradient step")
+        ax.set_title(f"{KERNELS[name]}, $N = {rows['samples'].iloc[0]}$")
+    axes[0].set_xlim(0, 3 * table.loc[np.isinf(table["width"]), "step"].max())
     axes[0].set_ylabel("loss relative to the start")
-    axes[0].legend(title="width $r$", fontsize=6.5, title_fontsize=7, loc="lower left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="width $r$", loc="outside right center", fontsize=7)
     return figure
 
 
@@ -64,12 +67,12 @@ def rate(tables: Tables) -> Figure:
     for ax in (left, right):
         ax.set_xscale("log", base=2)
         ax.set_xlabel("width $r$")
-    left.set(ylabel="rate of decay per gradient step", ylim=(0, None))
-    left.legend(fontsize=7, loc="upper left")
+    left.set(ylabel="rate of decay per gradient step", ylim=(0, 1.35 * left.get_ylim()[1]))
+    left.legend(fontsize=7, loc="upper left", ncols=2)
     left.text(0.98, 0.03, r"dashed: $r = \infty$", transform=left.transAxes, ha="right", fontsize=7)
     right.set(yscale="log", ylabel="final loss relative to the start")
     right.axhline(1e-8, **style.GUIDE)
-    right.text(0.98, 0.02, "", transform=right.transAxes)
+    right.text(0.98, 0.02, "dashed: converged", transform=right.transAxes, ha="right", fontsize=7)
     return figure
 
 
@@ -156,23 +159,31 @@ def pl(tables: Tables) -> Figure:
     shown = [alpha for alpha in (1, 16, 256, 1024) if alpha in sizes][:3]
     figure, axes = style.panels(len(shown), width=8.2, height=3.1)
     for ax, alpha in zip(axes, shown, strict=True):
-        rows = table[table["size"] == alpha]
-        ax.plot(rows["step"], rows["upper"], color=style.COLORS[2], linestyle="-", marker="v",
-                label=r"$M(\|v\|)$")  # fmt: skip
-        ax.plot(rows["step"], rows["quotient"], color="black", marker="o", linestyle="none",
-                label="measured quotient")  # fmt: skip
-        for column, label, color, dashes, marker in (
-            ("lower", r"$m(\|v\|)$, on the pass", style.COLORS[1], "-", "^"),
-            ("lower_ball", r"$m(\|v\|)$, on the ball", style.COLORS[6], style.DASHES[1], "s"),
-        ):
-            positive = rows[rows[column] > 0]
-            ax.plot(positive["step"], positive[column], color=color, linestyle=dashes,
-                    marker=marker, label=label)  # fmt: skip
-        ax.set_xscale("symlog", linthresh=1)
-        ax.set(yscale="log", xlabel="gradient step", title=rf"$\alpha = {alpha:g}$")
+        _pl_panel(ax, table[table["size"] == alpha])
+        ax.set_title(rf"$\alpha = {alpha:g}$")
     axes[0].set_ylabel(r"$\|\nabla L\|^2 / (2 L)$")
-    axes[0].legend(fontsize=6.5)
+    axes[0].legend(fontsize=6.5, loc="upper left")
     return figure
+
+
+def _pl_panel(ax: Axes, rows: pd.DataFrame) -> None:
+    for column, label, look in (
+        ("upper", r"bound $M(\|v\|)$", {"color": style.COLORS[2], "marker": "v"}),
+        ("lower", r"bound $m(\|v\|)$, pass", {"color": style.COLORS[6], "linewidth": 4}),
+        ("lower_ball", r"bound $m(\|v\|)$, ball", {"color": style.COLORS[1], "linestyle": "--"}),
+    ):
+        positive = rows[rows[column] > 0]
+        ax.plot(positive["step"], positive[column], label=label, **look)
+    ax.plot(rows["step"], rows["quotient"], "o", color="black", zorder=5, label="measured")
+    none = rows.loc[rows["lower"] <= 0, "step"]
+    if len(none):
+        text = f"$m = 0$ from step {none.min()} on"
+        ax.text(0.97, 0.03, text, transform=ax.transAxes, ha="right", fontsize=7, color="0.3")
+    ax.set_xscale("symlog", linthresh=1)
+    lowest, highest = rows["quotient"].min(), rows["upper"].max()
+    floor = min(lowest, rows.loc[rows["lower_ball"] > 0, "lower_ball"].min())
+    ax.set(yscale="log", xlabel="gradient step")
+    ax.set_ylim(10 ** np.floor(np.log10(floor)), 10 ** np.ceil(np.log10(highest) + 0.2))
 
 
 def embedding(tables: Tables) -> Figure:
@@ -189,7 +200,7 @@ def embedding(tables: Tables) -> Figure:
     _onsets(axes[:, 0], tables["onsets"])
     axes[0, 0].set_ylabel("left side of Eq. 15")
     axes[1, 0].set_ylabel("rate of decay per gradient step")
-    axes[0, 1].legend(fontsize=6.5, loc="lower left")
+    axes[0, 1].legend(fontsize=6.5, loc="lower left", bbox_to_anchor=(0, 0.17))
     axes[1, 1].legend(fontsize=6.5, loc="lower right")
     return figure
 
@@ -225,6 +236,8 @@ def _sweep_rates(ax: Axes, table: pd.DataFrame) -> None:
         every = groups["converged"].all()
         for filled in (True, False):
             part = middle[every == filled]
+            if part.empty:
+                continue
             label = r"$r = \infty$" if np.isinf(width) else f"$r = {width:.0f}$"
             ax.plot(part, marker=style.MARKERS[place], linestyle="none", color=color,
                     fillstyle="full" if filled else "none",
@@ -237,8 +250,10 @@ def _onsets(axes: np.ndarray, table: pd.DataFrame) -> None:
     proven = table.loc[np.isinf(table["width"]), "proven"].iloc[0]
     if not np.isfinite(proven):
         return
+    right = axes[0].get_xlim()[1]
     for ax in axes:
-        ax.axvspan(proven, ax.get_xlim()[1], color="0.93", zorder=0, lw=0)
+        ax.axvspan(proven, right, color="0.93", zorder=0, lw=0)
+        ax.set_xlim(right=right)
     axes[0].annotate(
         "Theorem 2\napplies", (proven, 0.97), xycoords=("data", "axes fraction"),
         xytext=(3, 0), textcoords="offset points", va="top", fontsize=7, color="0.3",

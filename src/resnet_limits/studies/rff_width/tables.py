@@ -18,7 +18,7 @@ from resnet_limits.studies.rff_width import bounds
 LINEAR = 0.9  # r^2 from which a decay is called linear on the log axis
 UNSATURATED = 2.0  # widths r >= this times N enter the slope of the eigenvalues' error
 ROUNDING = 1e-5  # in float32; at v = 0 and far apart points the bounds are equalities
-CURVE_POINTS = 60  # log-spaced steps that the table of curves keeps
+CURVE_POINTS = 80  # measured steps next to as many log-spaced ones, that the table of curves keeps
 RUN = ["kernel", "samples", "embedding"]
 MEMBER = [*RUN, "size", "width", "draw"]
 CELL = [*RUN, "size", "width"]
@@ -37,7 +37,9 @@ def rates(runs: Runs) -> pd.DataFrame:
 def curves(runs: Runs) -> pd.DataFrame:
     """Loss relative to the start over steps: median, least and largest of the draws left."""
     table = _with_constants(runs["width"], "metrics")
-    table = table[table["step"].isin(log_spaced(int(table["steps"].max()), CURVE_POINTS))]
+    measured = np.sort(table["step"].unique())
+    wanted = np.searchsorted(measured, log_spaced(int(measured[-1]), CURVE_POINTS))
+    table = table[table["step"].isin(measured[wanted])]
     table["relative_loss"] = table["loss"] / table["start_loss"]
     table = table[np.isfinite(table["relative_loss"])]
     spread = table.groupby([*CELL, "step", "dataset"])["relative_loss"]
