@@ -72,7 +72,7 @@ def rate(tables: Tables) -> Figure:
     left.text(0.98, 0.03, r"dashed: $r = \infty$", transform=left.transAxes, ha="right", fontsize=7)
     right.set(yscale="log", ylabel="final loss relative to the start")
     right.axhline(1e-8, **style.GUIDE)
-    right.text(0.98, 0.02, "dashed: converged", transform=right.transAxes, ha="right", fontsize=7)
+    right.text(0.98, 0.93, "dashed: converged", transform=right.transAxes, ha="right", fontsize=7)
     return figure
 
 
@@ -178,7 +178,7 @@ def _pl_panel(ax: Axes, rows: pd.DataFrame) -> None:
     none = rows.loc[rows["lower"] <= 0, "step"]
     if len(none):
         text = f"$m = 0$ from step {none.min()} on"
-        ax.text(0.97, 0.03, text, transform=ax.transAxes, ha="right", fontsize=7, color="0.3")
+        ax.text(0.97, 0.12, text, transform=ax.transAxes, ha="right", fontsize=7, color="0.3")
     ax.set_xscale("symlog", linthresh=1)
     lowest, highest = rows["quotient"].min(), rows["upper"].max()
     floor = min(lowest, rows.loc[rows["lower_ball"] > 0, "lower_ball"].min())

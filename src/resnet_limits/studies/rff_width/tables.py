@@ -241,7 +241,7 @@ def _member_columns(group: pd.DataFrame) -> dict[str, Any]:
     converged_at = int(last["converged_at"])
     # Whoever converged may have been trained on with its ensemble.
     until = converged_at if converged_at >= 0 else int(last["step"])
-    final = group.loc[group["step"] <= until, "loss"].iloc[-1]
+    final = group.loc[group["step"] >= until, "loss"].iloc[0]
     return {
         "converged": converged_at >= 0,
         "diverged": bool(last["diverged"]) and converged_at < 0,
