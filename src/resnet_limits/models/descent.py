@@ -1,0 +1,169 @@
+"""Gradient descent on the weights of dense residual chains.
+
+Weights are held as a start and a deviation from it, and only deviations are trained. Neighbouring
+layers of a weight-tied chain differ by far less than the weights' own rounding in float32: by 1e-9
+where entries of size 1 are rounded to 1e-7. Their deviations resolve that difference.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from resnet_limits.models.chains import ChainLoss
+
+
+class MovingWeights:
+    """The weights of all layers, as a start plus a deviation.
+
+    Parameters
+    ----------
+    start
+        Of shape (..., L, rows, columns), or with 1 in place of L for layers that start alike.
+    depth
+        Number of layers L.
+
+    Attributes
+    ----------
+    deviation
+        What is trained.
+    grad
+        The loss's derivative by the weights; also ``deviation.grad``, for optimizers.
+    value
+        Start plus deviation, up to date after `renew`.
+    """
+
+    def __init__(self, start: Tensor, depth: int) -> None:
+        self._start = start
+        *batch, layers, rows, columns = start.shape
+        self._tied = layers == 1
+        self.deviation = start.new_zeros(*batch, depth, rows, columns)
+        self.grad = self.deviation.grad = torch.zeros_like(self.deviation)
+        # From zero, deviation and value are the same numbers.
+        self.value = self.deviation if not start.any() else start + self.deviation
+        self._difference = torch.empty_like(self.deviation[..., 1:, :, :])
+
+    def renew(self) -> None:
+        """Bring `value` up to date."""
+        if self.value is not self.deviation:
+            torch.add(self._start, self.deviation, out=self.value)
+
+    def successive_distance(self) -> Tensor:
+        """Return max_k ||Z_{k+1} - Z_k||_F, of shape (...)."""
+        weights = self.deviation if self._tied else self.value
+        difference = torch.sub(
+            weights[..., 1:, :, :], weights[..., :-1, :, :], out=self._difference
+        )
+        return torch.linalg.vector_norm(difference, dim=(-2, -1)).amax(-1)
+
+    def distances(self, limit: MovingWeights) -> tuple[Tensor, Tensor]:
+        """Return distances to a deeper chain's weights with the same tied start.
+
+        Both are piecewise constant over depth s in [0, 1]: Z(s) is the weight of layer
+        ceil(s L). The deeper chain's depth must be a multiple of this one's, so that every
+        layer of it faces exactly one here, and the norms are exact.
+
+        Returns
+        -------
+        tuple
+            The L2 norm (integral over s of ||Z(s) - Z_limit(s)||_F^2)^(1/2) and the supremum over
+            s of ||Z(s) - Z_limit(s)||_F.
+        """
+        deviation = self.deviation.unsqueeze(-3)
+        difference = limit.deviation.unflatten(-3, (deviation.shape[-4], -1)) - deviation
+        norms = torch.linalg.vector_norm(difference, dim=(-2, -1)).flatten(-2)
+        return norms.square().mean(-1).sqrt(), norms.amax(-1)
+
+
+class DescendingChain:
+    """A chain in training: data, weights, loss and gradients.
+
+    Parameters
+    ----------
+    x, y
+        Inputs and targets, of shape (n, d) or (S, n, d).
+    W, V
+        Starts of the weights, of shapes (..., L, m, d) and (..., L, d, m), or with 1 in place of L
+        for layers that start alike.
+    depth
+        Number of layers L.
+    step_size, activation, inner_scale, backend
+        As in `resnet_limits.models.chains.chain`.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        W: Tensor,
+        V: Tensor,
+        depth: int,
+        step_size: float,
+        activation: str = "gelu",
+        *,
+        inner_scale: float = 1.0,
+        backend: str = "auto",
+    ) -> None:
+        self.depth = depth
+        self.W, self.V = MovingWeights(W, depth), MovingWeights(V, depth)
+        self._loss = ChainLoss(
+            x, y, self.W.value, step_size, activation, inner_scale=inner_scale, backend=backend
+        )
+
+    def loss(self) -> Tensor:
+        """Return the mean squared error, shape () or (S,), and leave gradients in ``.grad``."""
+        self.W.renew()
+        self.V.renew()
+        return self._loss(self.W.value, self.V.value, self.W.grad, self.V.grad)
+
+
+def train_chain(
+    x: Tensor,
+    y: Tensor,
+    W: Tensor,
+    V: Tensor,
+    *,
+    learning_rate: float,
+    steps: int,
+    step_size: float | None = None,
+    activation: str = "gelu",
+    inner_scale: float = 1.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Train a chain on given data from given weights by full-batch gradient descent.
+
+    The chain is h_{k+1} = h_k + step_size V_k sigma(inner_scale W_k h_k), h_0 = x; the loss is the
+    mean over samples and coordinates of (h_L - y)^2; a step is
+    Z <- Z - learning_rate L (gradient by Z) for Z = W and V.
+
+    Parameters
+    ----------
+    x, y
+        Inputs and targets, of shape (n, d).
+    W, V
+        Weights at the start, of shapes (L, m, d) and (L, d, m); they are not changed.
+    learning_rate
+        The learning rate without its factor L.
+    steps
+        Number of steps.
+    step_size
+        The factor of the residuals; 1 / L unless given.
+    activation, inner_scale, backend
+        As in `resnet_limits.models.chains.chain`.
+
+    Returns
+    -------
+    tuple
+        Losses before each step and after the last, of shape (steps + 1,), and the trained W and V.
+    """
+    depth = len(W)
+    step_size = 1 / depth if step_size is None else step_size
+    chain = DescendingChain(
+        x, y, W, V, depth, step_size, activation, inner_scale=inner_scale, backend=backend
+    )
+    losses = [chain.loss().clone()]
+    for _ in range(steps):
+        for weights in (chain.W, chain.V):
+            weights.deviation.sub_(weights.grad, alpha=learning_rate * depth)
+        losses.append(chain.loss().clone())
+    return torch.stack(losses), chain.W.value, chain.V.value

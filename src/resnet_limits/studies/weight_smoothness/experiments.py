@@ -1,0 +1,289 @@
+"""Weight smoothness: what ``fit`` is told to train and to measure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from types import SimpleNamespace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from resnet_limits.data.synthetic import standard_normal
+from resnet_limits.errors import UserError
+from resnet_limits.models.descent import DescendingChain
+from resnet_limits.probes import Probe, evenly_spaced, log_spaced, member_rows
+from resnet_limits.random import generator
+from resnet_limits.train import Context, Data, Problem
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class LargeDepth(Problem):
+    """One seed's chains of every depth, and of the depth that stands for the limit, in lockstep.
+
+    All train on the same data from the same weights. Distances to the limit are taken while
+    training, so no trajectory of weights is kept.
+    """
+
+    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
+        check_times(settings.times, settings.steps)
+        check_depths(settings.depth, settings.limit_depth)
+        x, y, W, V = draw(settings, context.device)
+        depths = [*settings.depth, settings.limit_depth]
+        self.chains = [start_chain(settings, depth, x, y, W, V) for depth in depths]
+        self.members = [{"depth": depth} for depth in depths]
+        self.steps = settings.steps
+        self.data = Data.of("gaussian", [x, y])
+        self.optimizer = gradient_descent(self.chains, settings.learning_rate)
+        # Largest distances so far, one row for V and one for W.
+        self.largest = torch.zeros(2, len(depths), dtype=x.dtype, device=x.device)
+        self.state = chain_state(self.chains) | {"largest": self.largest}
+        self.probes = [Probe("metrics", sorted({0, *settings.times}), self.measure)]
+
+    def step(self) -> Tensor:
+        """Compute all losses and gradients; the largest distances see every iteration."""
+        self._update_largest()
+        return torch.stack([chain.loss() for chain in self.chains])
+
+    def measure(self) -> pd.DataFrame:
+        """Loss, largest successive distances so far, and present distances to the limit.
+
+        Successive distances are max over k and iterations t <= T of ||Z_{k+1}(t) - Z_k(t)||_F for
+        Z = V and W (Proposition 3, Figure 1 left); those to the limit are of the piecewise-constant
+        V^L(., T) and W^L(., T), in L2 over depth and in sup norm (Theorem 4, Figure 1 right).
+        """
+        losses = self.step()
+        distances = torch.stack([self._to_limit(chain) for chain in self.chains], dim=1)
+        names = ("V_l2", "V_sup", "W_l2", "W_sup")
+        return member_rows(
+            self.members,
+            loss=losses,
+            V_largest=self.largest[0],
+            W_largest=self.largest[1],
+            **dict(zip(names, distances, strict=True)),
+        )
+
+    def _update_largest(self) -> None:
+        for place, chain in enumerate(self.chains):
+            for row, weights in zip(self.largest, (chain.V, chain.W), strict=True):
+                torch.maximum(row[place], weights.successive_distance(), out=row[place])
+
+    def _to_limit(self, chain: DescendingChain) -> Tensor:
+        limit = self.chains[-1]
+        return torch.stack([*chain.V.distances(limit.V), *chain.W.distances(limit.W)])
+
+
+class LongTime(Problem):
+    """One chain for very many iterations."""
+
+    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
+        check_times(settings.times, settings.steps)
+        x, y, W, V = draw(settings, context.device)
+        self.chain = start_chain(settings, settings.depth, x, y, W, V)
+        self.members = [{"depth": settings.depth}]
+        self.steps = settings.steps
+        self.data = Data.of("gaussian", [x, y])
+        self.optimizer = gradient_descent([self.chain], settings.learning_rate)
+        self.state = chain_state([self.chain])
+        self.entries = random_entries(settings.entries, W, V, settings.seed)
+        # Even steps for fits over time, log-spaced ones for the beginning.
+        even, log = (spaced(self.steps, settings.probes) for spaced in (evenly_spaced, log_spaced))
+        self.probes = [
+            Probe("metrics", sorted({*even, *log}), self.measure),
+            Probe("entries", settings.times, self.measure_entries),
+        ]
+
+    def step(self) -> Tensor:
+        """Compute loss and gradients."""
+        return self.chain.loss().reshape(1)
+
+    def measure(self) -> pd.DataFrame:
+        """Loss, present successive distances, and the local Polyak-Lojasiewicz quotient.
+
+        The quotient is L ||grad loss||^2 / loss: with the flow dZ/dt = -L grad loss (Eq. 4) it is
+        minus the derivative of log loss by t, the rate at which the loss falls at this moment.
+        """
+        chain, loss = self.chain, self.step()
+        square = chain.V.grad.square().sum() + chain.W.grad.square().sum()
+        return member_rows(
+            self.members,
+            loss=loss,
+            V_distance=chain.V.successive_distance().reshape(1),
+            W_distance=chain.W.successive_distance().reshape(1),
+            quotient=chain.depth * square / loss,
+        )
+
+    def measure_entries(self) -> pd.DataFrame:
+        """List some entries of V_k and W_k, always the same, over layers k."""
+        self.chain.loss()  # brings the values up to date
+        frames = []
+        for name, weights in (("V", self.chain.V), ("W", self.chain.W)):
+            for number, (row, column) in enumerate(self.entries[name]):
+                values = weights.value[:, row, column].double().cpu().numpy()
+                frame = pd.DataFrame({"layer": range(1, len(values) + 1), "value": values})
+                frames.append(frame.assign(weight=name, entry=number, row=row, column=column))
+        return pd.concat(frames, ignore_index=True).assign(**self.members[0])
+
+
+class Kink(Problem):
+    """Chains of width one on one sample, whose layers start on both sides of ReLU's kink.
+
+    h_0 = x, h_k = h_{k-1} + (1/L) sigma(w_k h_{k-1}), loss (h_L - y)^2 and w_k(0) = (-1)^k / L for
+    k = 1, ..., L (Appendix D). Targets are a tensor axis.
+    """
+
+    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
+        self.settings = settings
+        cases = list(itertools.product(settings.activation, settings.depth))
+        self.chains = [self._chain(*case, context.device) for case in cases]
+        self.members = [
+            {"activation": activation, "depth": depth, "target": target}
+            for (activation, depth), target in itertools.product(cases, settings.target)
+        ]
+        self.steps = settings.steps
+        sample = torch.tensor([settings.input, *settings.target], dtype=torch.float64)
+        self.data = Data.of("one_sample", [sample])
+        # The outer weights of the general chain are 1 and are not trained.
+        self.optimizer = gradient_descent(self.chains, settings.learning_rate, ["W"])
+        self.state = chain_state(self.chains, ["W"])
+        self.probes = [Probe("metrics", log_spaced(self.steps, settings.probes), self.measure)]
+
+    def step(self) -> Tensor:
+        """Compute all losses and gradients."""
+        return torch.cat([chain.loss() for chain in self.chains])
+
+    def measure(self) -> pd.DataFrame:
+        """Loss, the largest gap max_k |w_{k+1} - w_k|, and the largest weight."""
+        losses = self.step()
+        return member_rows(
+            self.members,
+            loss=losses,
+            gap=torch.cat([chain.W.successive_distance() for chain in self.chains]),
+            largest_weight=torch.cat([chain.W.value.flatten(1).amax(1) for chain in self.chains]),
+        )
+
+    def _chain(self, activation: str, depth: int, device: torch.device) -> DescendingChain:
+        settings = self.settings
+        y = torch.tensor(settings.target, dtype=DTYPES[settings.dtype], device=device)
+        y = y.reshape(-1, 1, 1)
+        sign = torch.tensor([-1.0, 1.0], dtype=y.dtype, device=device).repeat(depth // 2)
+        W = (sign / depth).reshape(1, depth, 1, 1).repeat(len(y), 1, 1, 1)
+        return DescendingChain(
+            torch.full_like(y, settings.input),
+            y,
+            W,
+            torch.ones_like(W),
+            depth,
+            1 / depth,
+            activation,
+            backend=settings.backend,
+        )
+
+
+def large_depth(settings: SimpleNamespace, context: Context) -> Problem:
+    """Build experiments `large_depth` and `paper_scaling`."""
+    return LargeDepth(settings, context)
+
+
+def long_time(settings: SimpleNamespace, context: Context) -> Problem:
+    """Build experiment `long_time`."""
+    return LongTime(settings, context)
+
+
+def relu_counterexample(settings: SimpleNamespace, context: Context) -> Problem:
+    """Build experiment `relu_counterexample`."""
+    return Kink(settings, context)
+
+
+def draw(settings: SimpleNamespace, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw x and y, both ``(n, d)``, and every layer's start W ``(1, m, d)`` and V ``(1, d, m)``.
+
+    A seed's numbers do not depend on depth, scaling or type.
+    """
+    n, d, m = settings.samples, settings.dimension, settings.width
+    x = standard_normal(n, d, generator(settings.seed, "inputs"))
+    y = standard_normal(n, d, generator(settings.seed, "targets"))
+    W = standard_normal(m, d, generator(settings.seed, "weights"))[None]
+    drawn = (x, y, W, torch.zeros_like(W.mT).contiguous())
+    x, y, W, V = (t.to(device=device, dtype=DTYPES[settings.dtype]) for t in drawn)
+    return x, y, W, V
+
+
+def start_chain(
+    settings: SimpleNamespace, depth: int, x: Tensor, y: Tensor, W: Tensor, V: Tensor
+) -> DescendingChain:
+    """Build a chain with the factors of the setting ``scaling``.
+
+    ``code``: h + (1/L) V sigma(W h). ``paper``: h + (1/(L m^(1/2))) V sigma(d^(-1/2) W h), Eq. 1.
+    """
+    with_factors = settings.scaling == "paper"
+    outer = math.sqrt(settings.width) if with_factors else 1.0
+    inner = math.sqrt(settings.dimension) if with_factors else 1.0
+    return DescendingChain(
+        x,
+        y,
+        W,
+        V,
+        depth,
+        1 / (outer * depth),
+        settings.activation,
+        inner_scale=1 / inner,
+        backend=settings.backend,
+    )
+
+
+def gradient_descent(
+    chains: Iterable[DescendingChain], learning_rate: float, names: Iterable[str] = ("V", "W")
+) -> torch.optim.Optimizer:
+    """Return plain gradient descent with learning rate ``learning_rate`` times each depth."""
+    return torch.optim.SGD(
+        [
+            {
+                "params": [getattr(chain, name).deviation for name in names],
+                "lr": learning_rate * chain.depth,
+            }
+            for chain in chains
+        ]
+    )
+
+
+def chain_state(
+    chains: Iterable[DescendingChain], names: Iterable[str] = ("V", "W")
+) -> dict[str, Tensor]:
+    """Return what is trained, by name."""
+    return {
+        f"{name}{place}": getattr(chain, name).deviation
+        for place, chain in enumerate(chains)
+        for name in names
+    }
+
+
+def random_entries(count: int, W: Tensor, V: Tensor, seed: int) -> dict[str, list[tuple[int, int]]]:
+    """Draw rows and columns of ``count`` entries of each weight matrix."""
+    source = generator(seed, "entries")
+    return {
+        name: [
+            (
+                int(torch.randint(weights.shape[-2], (), generator=source)),
+                int(torch.randint(weights.shape[-1], (), generator=source)),
+            )
+            for _ in range(count)
+        ]
+        for name, weights in (("V", V), ("W", W))
+    }
+
+
+def check_times(times: Iterable[int], steps: int) -> None:
+    """Refuse measurements after the last step."""
+    if max(times) > steps:
+        raise UserError(f"times: {max(times)} is after the last of {steps} steps; leave it out.")
+
+
+def check_depths(depths: Iterable[int], limit: int) -> None:
+    """Refuse depths whose layers do not each face a whole number of the limit's."""
+    for depth in depths:
+        if limit % depth or limit == depth:
+            raise UserError(f"limit_depth: {limit} is not a multiple of depth {depth}; give one.")
