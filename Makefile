@@ -1,7 +1,7 @@
 # Sets up an environment in .venv and runs. Inside an environment of your own, use
 # `snakemake --cores 8 all` and `pytest`.
 PYTHON ?= python3
-CORES ?= 8
+CORES ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count()))')
 VENV := .venv
 READY := $(VENV)/.ready
 

@@ -19,6 +19,7 @@ localrules:
     tables,
     figures,
     claims,
+    report,
 
 
 rule all:
@@ -41,3 +42,8 @@ rule figures:
 rule claims:
     input:
         claim_files(),
+
+
+rule report:
+    input:
+        rules.report_page.output,

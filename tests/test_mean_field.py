@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from reference import TorchdynNetwork
 from resnet_limits.models.mean_field import (
     MeanFieldODE,
     SquaredLoss,
@@ -17,6 +16,7 @@ from resnet_limits.models.mean_field import (
     particle_distances,
     particles,
 )
+from resnet_limits.models.reference import TorchdynNetwork
 
 SIZES = (7, 12)  # two training sets of different size, two seeds each
 MEMBERS = 4

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from resnet_limits import record
 from resnet_limits.errors import UserError
 from resnet_limits.record import (
     collect,
@@ -22,7 +23,7 @@ METRICS = pd.DataFrame({"step": [0, 0], "seed": [0, 1], "loss": [0.1, 1 / 3]})
 
 @pytest.fixture
 def folder(tmp_path):
-    record = {
+    content = {
         "config": CONFIG,
         "outcome": {
             "state": "finished",
@@ -40,7 +41,7 @@ def folder(tmp_path):
         },
         "timing": {"started": "now", "seconds": 1.0, "resumed": 0, "peak_memory_mb": 1.0},
     }
-    write_record(tmp_path, record, {"metrics": METRICS})
+    write_record(tmp_path, content, {"metrics": METRICS})
     return tmp_path
 
 
@@ -75,9 +76,9 @@ def test_truncated_record(folder, keep):
 )
 def test_hand_edited_record(folder, edit):
     path = folder / "record.json"
-    record = json.loads(path.read_text())
-    edit(record)
-    path.write_text(json.dumps(record))
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"record.json: was changed.*Delete it"):
         read_record(path)
 
@@ -112,22 +113,34 @@ def test_missing_record(tmp_path):
         read_record(tmp_path / "record.json")
 
 
-def test_source_hash_covers_what_trains_and_not_what_draws(monkeypatch, tmp_path):
-    from resnet_limits import record
+SOURCES = {
+    "train.py": "import json",
+    "style.py": "",
+    "models/used.py": "from resnet_limits.models import inner",
+    "models/inner.py": "",
+    "models/unused.py": "",
+    "studies/s/experiments.py": "import resnet_limits.style\nimport resnet_limits.models.used",
+    "studies/s/plots.py": "",
+}
 
-    for name in (
-        "train.py",
-        "plots.py",
-        "models/a.py",
-        "studies/s/experiments.py",
-        "studies/s/plots.py",
-    ):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("x = 1\n")
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("train.py", True),
+        ("studies/s/experiments.py", True),
+        ("models/used.py", True),
+        ("models/inner.py", True),
+        ("models/unused.py", False),
+        ("studies/s/plots.py", False),
+        ("style.py", False),
+    ],
+)
+def test_source_hash_covers_what_trains_and_not_what_draws(monkeypatch, tmp_path, name, counts):
+    for path, content in SOURCES.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
     monkeypatch.setattr(record, "PACKAGE", tmp_path)
     before = source_hash("s")
-    (tmp_path / "studies/s/plots.py").write_text("x = 2\n")
-    assert source_hash("s") == before
-    (tmp_path / "models/a.py").write_text("x = 2\n")
-    assert source_hash("s") != before
+    (tmp_path / name).write_text(SOURCES[name] + "\n# changed")
+    assert (source_hash("s") != before) == counts

@@ -306,6 +306,16 @@ def test_a_diverged_member_disturbs_no_other():
         torch.testing.assert_close(losses[:, i : i + 1], alone)
 
 
+def test_grams_on_visited_points_are_those_of_the_features():
+    inputs, targets, *maps = problem(5)
+    w = features(Gaussian(), 2, 16)
+    model = FeatureResNet(inputs, targets, *maps, w, 4, DOUBLE)
+    train(model, 3)
+    model.evaluate()
+    expected = feature_gram(model.states[:, :-1], w[:, None])
+    torch.testing.assert_close(model.visited_grams(), expected)
+
+
 # Infinite width
 
 

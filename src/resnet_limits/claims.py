@@ -56,7 +56,7 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> dict[str
         "interval": None,
         "n": 0,
         "test": describe_test(claim),
-        "bound": describe_bound(claim["bound"]),
+        "bound": _bound_and_source(claim["bound"]),
         "verdict": NOT_TESTED,
         "data": "",
         "note": claim.get("note", ""),
@@ -78,11 +78,11 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> dict[str
         "n": estimate.n,
         "verdict": verdict,
         "why": why,
-        "note": "; ".join(filter(None, [claim.get("note"), estimate.note, _divergence(rows)])),
+        "note": _sentences(claim.get("note"), estimate.note, _divergence(rows)),
     }
 
 
-def decide(estimate: Estimate, bound: Mapping[str, float], least_n: int = 1) -> tuple[str, str]:
+def decide(estimate: Estimate, bound: Mapping[str, Any], least_n: int = 1) -> tuple[str, str]:
     """Return the verdict and why: the whole interval must lie on one side of the bound."""
     lowest, highest = bound.get("above", -math.inf), bound.get("below", math.inf)
     region = describe_bound(bound)
@@ -106,9 +106,14 @@ def select(table: pd.DataFrame, wanted: Mapping[str, Any], claim: str) -> pd.Dat
     return table
 
 
-def describe_bound(bound: Mapping[str, float]) -> str:
+def describe_bound(bound: Mapping[str, Any]) -> str:
     """Return a bound in words: ``below -0.5``."""
     return " and ".join(f"{side} {bound[side]:g}" for side in ("above", "below") if side in bound)
+
+
+def _bound_and_source(bound: Mapping[str, Any]) -> str:
+    source = f" ({bound['source']})" if "source" in bound else ""
+    return describe_bound(bound) + source
 
 
 def describe_test(claim: Mapping[str, Any]) -> str:
@@ -130,6 +135,10 @@ def _estimate(claim: Mapping[str, Any], rows: pd.DataFrame) -> Estimate:
         raise UserError(
             f"{where}: test {claim['test']!r} cannot use its arguments: {error}"
         ) from None
+
+
+def _sentences(*notes: str | None) -> str:
+    return " ".join(f"{note.rstrip('.')}." for note in notes if note)
 
 
 def _divergence(rows: pd.DataFrame) -> str:

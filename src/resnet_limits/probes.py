@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # tables need the steps, and should not wait for torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -46,5 +47,5 @@ def member_rows(members: Sequence[Mapping[str, Any]], **columns: Tensor) -> pd.D
     """Return one row per member from tensors of shape ``(members,)``."""
     frame = pd.DataFrame(list(members))
     for name, values in columns.items():
-        frame[name] = values.detach().to(torch.float64).cpu().numpy()
+        frame[name] = values.detach().double().cpu().numpy()
     return frame

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +22,8 @@ from resnet_limits.spec import Config, digest
 
 PACKAGE = Path(__file__).parent
 PACKAGES = ("numpy", "torch", "torchdyn", "resnet-limits")
-# Files that can change a trained number; drawing and reporting cannot.
-SOURCES = ("data/*.py", "models/*.py", "train.py", "probes.py", "studies/{study}/experiments.py")
+# Where the code is that can change a trained number; drawing and reporting cannot.
+TRAINING = ("data/", "models/", "studies/", "checkpoint.py", "probes.py", "random.py", "train.py")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -44,10 +45,39 @@ def hash_file(path: Path) -> str:
 
 
 def source_hash(study: str) -> str:
-    """Return a hash of all source files that can change the study's trained numbers."""
-    patterns = (pattern.format(study=study) for pattern in SOURCES)
-    files = sorted(path for pattern in patterns for path in PACKAGE.glob(pattern))
-    return digest({str(path.relative_to(PACKAGE)): hash_file(path) for path in files})
+    """Return a hash of all source files that can change the study's trained numbers.
+
+    These are the training loop, the study's experiments, and whatever of the package's data and
+    models they import, directly or not.
+    """
+    found: set[Path] = set()
+    waiting = [PACKAGE / "train.py", PACKAGE / "studies" / study / "experiments.py"]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += [imported for imported in _imports(path) if _trains(imported)]
+    return digest({str(path.relative_to(PACKAGE)): hash_file(path) for path in found})
+
+
+def _trains(path: Path) -> bool:
+    return str(path.relative_to(PACKAGE)).startswith(TRAINING)
+
+
+def _imports(path: Path) -> Iterator[Path]:
+    """Yield the package's modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            module = PACKAGE.joinpath(*parts[1:]).with_suffix(".py")
+            if parts[0] == "resnet_limits" and len(parts) > 1 and module.exists():
+                yield module
 
 
 @cache

@@ -239,8 +239,39 @@ def trend(rows: pd.DataFrame, x: str, y: str) -> Estimate:
     return Estimate(rho, low, high, n, float(result.pvalue))
 
 
+def halfway(rows: pd.DataFrame, x: str, holds: str) -> Estimate:
+    """Value of ``x > 0`` at which the share of rows where ``holds`` is true rises past 1/2.
+
+    Logistic regression on log x, whose midpoint gets a profile-likelihood interval. Where the
+    data separate completely, the steepness has no finite estimate but the interval still is one:
+    it reaches from the last x with failures to the first without, and the estimate is its middle.
+    The likelihood is maximized on a grid, over midpoints between the smallest and largest x.
+
+    Raises
+    ------
+    TooFewError
+        If all rows hold, or none does.
+    """
+    counts = rows.groupby(x)[holds].agg(["sum", "count"])
+    hits, total = counts["sum"].to_numpy(dtype=float), counts["count"].to_numpy(dtype=float)
+    if hits.sum() in (0, total.sum()):
+        raise TooFewError("the share never passes one half")
+    place = np.log(counts.index.to_numpy(dtype=float))
+    middles, slopes = np.linspace(place[0], place[-1], 2001), np.geomspace(0.2, 500, 120)
+    profile = np.full(len(middles), -np.inf)
+    for steepness in slopes:
+        logits = steepness * (place - middles[:, None])
+        fits = -hits * np.logaddexp(0, -logits) - (total - hits) * np.logaddexp(0, logits)
+        profile = np.maximum(profile, fits.sum(1))
+    best = middles[profile > profile.max() - 1e-3]
+    inside = middles[profile > profile.max() - scipy_stats.chi2.ppf(CONFIDENCE, 1) / 2]
+    value, low, high = np.exp([(best[0] + best[-1]) / 2, inside[0], inside[-1]])
+    return Estimate(float(value), float(low), float(high), int(total.sum()))
+
+
 TESTS: dict[str, Callable[..., Estimate]] = {
     "binomial_slope": binomial_slope,
+    "halfway": halfway,
     "mean": mean,
     "paired_difference": paired_difference,
     "proportion": proportion,

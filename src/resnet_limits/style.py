@@ -69,8 +69,8 @@ def panels(
 
 def label_guide(ax: Axes, text: str, place: tuple[float, float]) -> None:
     """Write what a guide line means just below it."""
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-    offset = {"xytext": (2, -9), "textcoords": "offset points"}
+    box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    offset: dict[str, Any] = {"xytext": (2, -9), "textcoords": "offset points"}
     ax.annotate(text, place, fontsize=6.5, color="0.2", bbox=box, **offset)
 
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -262,26 +263,12 @@ def _report(problem: Problem, progress: Progress, lines: Path) -> None:
 
 
 def _write(
-    problem: Problem,
-    progress: Progress,
-    config: Config,
-    folder: Path,
-    sources: str,
+    problem: Problem, progress: Progress, config: Config, folder: Path, sources: str
 ) -> None:
-    diverged = [
-        {**member, "step": at}
-        for member, at in zip(problem.members, progress.diverged_at.tolist(), strict=True)
-        if at >= 0
-    ]
     data = {"name": problem.data.name, "hash": problem.data.hash}
     record = {
         "config": config,
-        "outcome": {
-            "state": "diverged" if len(diverged) == len(problem.members) else "finished",
-            "steps": progress.step,
-            "members": len(problem.members),
-            "diverged": diverged,
-        },
+        "outcome": _outcome(problem, progress),
         "data": data | ({"note": problem.data.note} if problem.data.note else {}),
         "provenance": {
             "commit": git_commit(),
@@ -301,6 +288,20 @@ def _write(
     write_record(folder, record, tables)
 
 
+def _outcome(problem: Problem, progress: Progress) -> dict[str, Any]:
+    diverged = [
+        {**member, "step": at}
+        for member, at in zip(problem.members, progress.diverged_at.tolist(), strict=True)
+        if at >= 0
+    ]
+    return {
+        "state": "diverged" if len(diverged) == len(problem.members) else "finished",
+        "steps": progress.step,
+        "members": len(problem.members),
+        "diverged": diverged,
+    }
+
+
 def _device(problem: Problem) -> torch.device:
     return problem.optimizer.param_groups[0]["params"][0].device
 
@@ -308,7 +309,8 @@ def _device(problem: Problem) -> torch.device:
 def _peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, kibibytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def read_config(source: str) -> Config:

@@ -7,7 +7,7 @@ Numba does not see that its cached code depends on this file: after a change her
 code of the modules that import it (``__pycache__/*.nb*``).
 """
 
-# ruff: noqa: ANN401, ARG001  (numba's compiler passes objects without public types)
+# ruff: noqa: ARG001  (numba's compiler passes objects without public types)
 
 from typing import Any
 

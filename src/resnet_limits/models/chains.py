@@ -183,14 +183,14 @@ class Engine(Protocol):
 
 class _Chain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, V: Tensor, engine: Engine) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, W: Tensor, V: Tensor, engine: Engine) -> Tensor:
         ctx.engine = engine
         ctx.save_for_backward(W, V)
         return engine.forward(x, W, V).clone()  # the buffer itself would make a reference cycle
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         W, V = ctx.saved_tensors
         W_grad, V_grad = torch.empty_like(W), torch.empty_like(V)
         x_grad = ctx.engine.backward(adjoint, W, V, W_grad, V_grad)

@@ -191,6 +191,16 @@ class RKHSResNet(ABC):
     def gradient_norm(self) -> Tensor:
         """Return ||grad L(v)|| of the last pass in the same norm, shape ``(members,)``."""
 
+    @abstractmethod
+    def visited_grams(self) -> Tensor:
+        """Return V's kernel matrices on z_0 .. z_(D-1) of the last pass.
+
+        Returns
+        -------
+        Tensor
+            ``(members, D, N, N)``, in float64; of features, as accurate as their type.
+        """
+
 
 class FeatureResNet(RKHSResNet):
     """Members of finite width, v_k(z) = W_k phi(z), with their own random Fourier features.
@@ -281,6 +291,11 @@ class FeatureResNet(RKHSResNet):
     def gradient_norm(self) -> Tensor:
         """Return ||grad L(v)|| of the last pass, shape ``(members,)``, in float64."""
         return l2_norm(self.gradient)
+
+    def visited_grams(self) -> Tensor:
+        """Return the features' kernel matrices on the visited points, from the last pass."""
+        products = self._features.mT @ self._features
+        return products.transpose(0, 1).to(torch.float64) / self.width
 
 
 class KernelResNet(RKHSResNet):
@@ -443,9 +458,17 @@ class KernelResNet(RKHSResNet):
         """Return ||grad L(v)|| of the last pass, shape ``(members,)``."""
         return self._expansion_norm(*self._visited())
 
+    def visited_grams(self) -> Tensor:
+        """Return the kernel's matrices on the points visited in the last pass."""
+        return gram(self.kernel, self.states[:, :-1])
+
     def _expansion_norm(self, centres: Tensor, weights: Tensor) -> Tensor:
-        squared = (weights * (gram(self.kernel, centres).to(weights) @ weights)).sum((-2, -1))
-        return squared.mean(1).clamp_min(0).sqrt()
+        squared = [
+            # One Euler step at a time: the matrices of all have no room at many centres.
+            (own * (gram(self.kernel, centres[:, step]).to(own) @ own)).sum((-2, -1))
+            for step, own in enumerate(weights.unbind(1))
+        ]
+        return torch.stack(squared).mean(0).clamp_min(0).sqrt()
 
 
 def l2_norm(weights: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ def depth(tables: Tables) -> Figure:
 
 def decision_boundary(tables: Tables) -> Figure:
     """Draw the learnt regions of the constant field for a few sizes."""
-    boundary, samples = tables["boundary"].query("field == 'constant'"), tables["samples"]
+    boundary, samples = tables["boundary"], tables["samples"]
     sizes = sorted(boundary["n_train"].unique())
     figure, axes = style.panels(len(sizes), width=2.5 * len(sizes), height=3.2, sharey=True)
     for ax, size in zip(axes, sizes, strict=True):

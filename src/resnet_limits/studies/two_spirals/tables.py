@@ -73,7 +73,8 @@ def decay(runs: Runs) -> pd.DataFrame:
     rows = []
     for member, group in curves(runs).groupby(MEMBER, sort=False):
         even = group[group["step"].isin(steps)].sort_values("step")
-        stretch = even[even["step"] <= even.loc[even["train_loss"].idxmin(), "step"]]
+        lowest = even["train_loss"].to_numpy().argmin()
+        stretch = even.iloc[: lowest + 1]
         rows.append(
             {
                 **dict(zip(MEMBER, member, strict=True)),
@@ -113,8 +114,9 @@ def depth_errors(runs: Runs) -> pd.DataFrame:
 
 
 def boundary(runs: Runs) -> pd.DataFrame:
-    """Output of the trained networks on a grid."""
-    return collect(runs["rate"], ["field"], "boundary")
+    """Output of the trained networks on a grid, field constant in depth."""
+    constant = [run for run in runs["rate"] if run.settings["field"] == "constant"]
+    return collect(constant, [], "boundary").drop(columns=["step", "diverged"])
 
 
 def samples(runs: Runs) -> pd.DataFrame:

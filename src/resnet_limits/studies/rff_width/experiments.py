@@ -1,0 +1,309 @@
+"""ResNets of random features and of infinite width: what ``fit`` is told to train and measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from resnet_limits.data.synthetic import jittered_grid, separation, standard_normal
+from resnet_limits.models.kernels import (
+    Gaussian,
+    Kernel,
+    Matern,
+    feature_kappa,
+    gram,
+    smallest_eigenvalue,
+)
+from resnet_limits.models.rkhs import (
+    FeatureResNet,
+    KernelResNet,
+    RKHSResNet,
+    lifting_maps,
+    pl_quotient,
+    scaling_maps,
+)
+from resnet_limits.probes import Probe, evenly_spaced, log_spaced, member_rows
+from resnet_limits.random import generator
+from resnet_limits.train import Context, Data, Problem
+
+KERNELS: dict[str, Kernel] = {
+    "gaussian": Gaussian(),
+    "matern2.5": Matern(2.5),
+    "matern4.5": Matern(4.5),
+}
+INFINITE = math.inf  # the width of the kernel's own residuals
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks of one width and one embedding, with features of their own, trained as one batch.
+
+    Attributes
+    ----------
+    model
+        The networks.
+    members
+        Their size of embedding, width and draw.
+    step_size
+        eta of gradient descent.
+    kappa, speed
+        Constants of each member's space V, shape ``(members,)``: kappa of Assumption 1, and the
+        largest ||phi(z) - phi(z')|| / ||z - z'||.
+    output_norm
+        Both extreme singular values of B^T; they are equal.
+    input_min
+        Smallest singular value of A.
+    """
+
+    model: RKHSResNet
+    members: list[dict[str, Any]]
+    step_size: float
+    kappa: Tensor
+    speed: Tensor
+    output_norm: float
+    input_min: float
+
+
+class WidthProblem(Problem):
+    """All widths, draws and sizes of the embedding of one kernel on one data set.
+
+    An ensemble is trained until each of its members has converged or diverged, or to the last
+    step; it stops at measurements only, so its numbers do not depend on other ensembles.
+    """
+
+    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
+        self.settings, self.device = settings, context.device
+        self.kernel = KERNELS[settings.kernel]
+        self.inputs, self.targets = draw_data(settings)
+        self.data = Data.of(settings.points, [self.inputs, self.targets])
+        self.ensembles = list(self._draw_ensembles())
+        self.members = [m for ensemble in self.ensembles for m in ensemble.members]
+        self.steps = settings.steps
+        self.optimizer = torch.optim.SGD(
+            [{"params": [e.model.weights], "lr": e.step_size} for e in self.ensembles], lr=1.0
+        )
+        count = len(self.members)
+        self.losses = torch.zeros(count, dtype=torch.float64, device=self.device)
+        self.start = torch.cat([e.model.evaluate().to(self.losses) for e in self.ensembles])
+        self.converged_at = torch.full((count,), -1, device=self.device)
+        self.stopped = torch.zeros(len(self.ensembles), dtype=torch.bool)
+        self.updates = torch.zeros((), dtype=torch.int64)
+        self.state = self._state()
+        self.probes = self._probes()
+
+    def step(self) -> Tensor:
+        """Compute the losses and gradients of all networks that are still trained."""
+        for _, ensemble, members in self._running():
+            losses = ensemble.model.loss_and_grad().to(self.losses)
+            self.losses[members] = losses
+            goal = self.settings.converged * self.start[members]
+            reached = (self.converged_at[members] < 0) & (losses <= goal)
+            self.converged_at[members].masked_fill_(reached, int(self.updates))
+        self.updates += 1
+        return self.losses
+
+    def is_done(self) -> bool:
+        """Whether every member has converged or diverged."""
+        return bool(self.stopped.all())
+
+    def measure(self) -> pd.DataFrame:
+        """Losses of the ensembles in training; those that are done stop here."""
+        frames = []
+        for place, ensemble, members in self._running():
+            losses = ensemble.model.evaluate()
+            converged_at = self.converged_at[members]
+            # By the losses that `fit` has seen, so that it has recorded who diverged.
+            done = (converged_at >= 0) | ~self.losses[members].isfinite()
+            if done.all():
+                self.stopped[place] = True
+                ensemble.model.weights.grad = None
+            frames.append(member_rows(ensemble.members, loss=losses, converged_at=converged_at))
+        return pd.concat(frames, ignore_index=True)
+
+    def measure_bounds(self) -> pd.DataFrame:
+        """Quantities of Property 2 and Proposition 2, on the points visited at this step.
+
+        ``smallest`` and ``exact`` are the smallest eigenvalues, over z_0 .. z_(D-1), of V's
+        kernel matrices and of those of the infinite-width kernel on the same points; ``gap`` is
+        the largest difference of the two at one depth.
+        """
+        frames = []
+        for _, ensemble, _ in self._running():
+            model = ensemble.model
+            losses = model.evaluate()
+            own = smallest_eigenvalue(model.visited_grams())
+            limit = smallest_eigenvalue(gram(self.kernel, model.states[:, :-1]))
+            frames.append(
+                member_rows(
+                    ensemble.members,
+                    loss=losses,
+                    norm=model.norm(),
+                    quotient=pl_quotient(model.gradient_norm(), losses),
+                    smallest=own.amin(1),
+                    exact=limit.amin(1),
+                    gap=(own - limit).abs().amax(1),
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+    def list_constants(self) -> pd.DataFrame:
+        """Constants of the theory for every member: data, embedding, V, and the start v = 0."""
+        frames = []
+        for place, ensemble in enumerate(self.ensembles):
+            start = smallest_eigenvalue(ensemble.model.visited_grams()[:, 0])
+            columns = {
+                "kappa": ensemble.kappa,
+                "speed": ensemble.speed,
+                "start_smallest": start,
+                "start_loss": self.start[self._slice(place)],
+            }
+            frame = member_rows(ensemble.members, **columns)
+            frame["step_size"] = ensemble.step_size
+            frame["output_norm"] = ensemble.output_norm
+            frame["input_min"] = ensemble.input_min
+            frames.append(frame.assign(separation=float(separation(self.inputs))))
+        return pd.concat(frames, ignore_index=True)
+
+    def _running(self) -> Iterator[tuple[int, Ensemble, slice]]:
+        for place, ensemble in enumerate(self.ensembles):
+            if not self.stopped[place]:
+                yield place, ensemble, self._slice(place)
+
+    def _slice(self, place: int) -> slice:
+        first = sum(len(ensemble.members) for ensemble in self.ensembles[:place])
+        return slice(first, first + len(self.ensembles[place].members))
+
+    def _probes(self) -> list[Probe]:
+        settings = self.settings
+        few = log_spaced(self.steps, settings.bound_probes)
+        often = {*evenly_spaced(self.steps, settings.probes), *log_spaced(self.steps, 12), *few}
+        # Bounds first: an ensemble that stops at this step has its last ones taken.
+        return [
+            Probe("constants", [0], self.list_constants),
+            Probe("bounds", few, self.measure_bounds),
+            Probe("metrics", sorted(often), self.measure),
+        ]
+
+    def _state(self) -> dict[str, Tensor | torch.Generator]:
+        state: dict[str, Tensor | torch.Generator] = {
+            "losses": self.losses,
+            "converged_at": self.converged_at,
+            "stopped": self.stopped,
+            "updates": self.updates,
+        }
+        for place, ensemble in enumerate(self.ensembles):
+            model = ensemble.model
+            state[f"weights{place}"] = model.weights
+            if isinstance(model, KernelResNet):
+                state[f"centres{place}"] = model.centres
+                state[f"counts{place}"] = model.counts
+                state[f"factors{place}"] = model.factors
+        return state
+
+    def _draw_ensembles(self) -> Iterator[Ensemble]:
+        for size in embedding_sizes(self.settings):
+            maps = embedding_maps(self.settings, size)
+            for width in self.settings.width:
+                yield self._of_features(size, maps, width)
+            yield self._of_the_kernel(size, maps)
+
+    def _of_features(self, size: float, maps: tuple[Tensor, Tensor], width: int) -> Ensemble:
+        settings = self.settings
+        frequencies = draw_frequencies(settings, self.kernel, width, len(maps[0]))
+        model = FeatureResNet(
+            self.inputs[None].to(self.device),
+            self.targets[None].to(self.device),
+            maps[0].to(self.device),
+            maps[1].to(self.device),
+            frequencies.to(self.device),
+            settings.depth,
+            getattr(torch, settings.precision),
+        )
+        second = frequencies.mT @ frequencies / width
+        speed = torch.linalg.eigvalsh(second)[:, -1].sqrt()
+        # The bound needs a matrix of q^2 by q^2.
+        affordable = len(maps[0]) <= settings.kappa_states_max
+        kappa = feature_kappa(frequencies) if affordable else torch.full_like(speed, torch.nan)
+        members = [{"size": size, "width": width, "draw": draw} for draw in settings.draw]
+        return self._ensemble(model, members, maps, kappa, speed)
+
+    def _of_the_kernel(self, size: float, maps: tuple[Tensor, Tensor]) -> Ensemble:
+        settings = self.settings
+        model = KernelResNet(
+            self.inputs[None].to(self.device),
+            self.targets[None].to(self.device),
+            maps[0].to(self.device),
+            maps[1].to(self.device),
+            self.kernel,
+            settings.depth,
+            settings.capacity,
+            settings.compression,
+        )
+        members = [{"size": size, "width": INFINITE, "draw": settings.draw[0]}]
+        kappa, speed = self.kernel.kappa, math.sqrt(self.kernel.moments[0])
+        return self._ensemble(model, members, maps, torch.tensor([kappa]), torch.tensor([speed]))
+
+    def _ensemble(
+        self,
+        model: RKHSResNet,
+        members: list[dict[str, Any]],
+        maps: tuple[Tensor, Tensor],
+        kappa: Tensor,
+        speed: Tensor,
+    ) -> Ensemble:
+        output_norm = float(torch.linalg.matrix_norm(maps[1], 2))
+        return Ensemble(
+            model=model,
+            members=members,
+            step_size=self.settings.step_size * self.settings.samples / output_norm**2,
+            kappa=kappa,
+            speed=speed,
+            output_norm=output_norm,
+            input_min=float(torch.linalg.svdvals(maps[0])[-1]),
+        )
+
+
+def resnets(settings: SimpleNamespace, context: Context) -> Problem:
+    """Build any of the experiments."""
+    return WidthProblem(settings, context)
+
+
+def draw_data(settings: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    """Draw inputs ``(N, d)`` and targets ``(N, d')``, d = d', in float64."""
+    count, dimension = settings.samples, settings.dimension
+    source = generator(settings.data_seed, "inputs", count)
+    if settings.points == "jittered_grid":
+        inputs = jittered_grid(count, dimension, settings.spacing, settings.jitter, source)
+    else:
+        inputs = standard_normal(count, dimension, source)
+    targets = standard_normal(count, dimension, generator(settings.data_seed, "targets", count))
+    return inputs, settings.target_scale * targets
+
+
+def draw_frequencies(settings: SimpleNamespace, kernel: Kernel, width: int, states: int) -> Tensor:
+    """Draw frequencies ``(draws, r, q)``; the same for every size of a scaling embedding."""
+    drawn = (
+        kernel.frequencies((width, states), generator(draw, "frequencies", width, states))
+        for draw in settings.draw
+    )
+    return torch.stack(list(drawn))
+
+
+def embedding_sizes(settings: SimpleNamespace) -> list[float]:
+    """Return alpha of a scaling, q of a lifting; whichever the run has."""
+    return settings.alpha if settings.embedding == "scaling" else settings.states
+
+
+def embedding_maps(settings: SimpleNamespace, size: float) -> tuple[Tensor, Tensor]:
+    """Return A and B of Section 5.1: ``size`` is alpha of a scaling, q of a lifting."""
+    dimension = settings.dimension
+    if settings.embedding == "scaling":
+        return scaling_maps(size, dimension, dimension)
+    return lifting_maps(int(size), dimension, dimension)

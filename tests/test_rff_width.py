@@ -1,0 +1,237 @@
+"""The study of finite and infinite width: every experiment, table and figure, by known answers."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.special
+import torch
+
+from resnet_limits import style
+from resnet_limits.record import Run, read_record
+from resnet_limits.spec import load_study
+from resnet_limits.stats import TooFewError, halfway
+from resnet_limits.studies.rff_width import bounds, plots, tables
+from resnet_limits.studies.rff_width.experiments import WidthProblem
+from resnet_limits.train import Context, fit
+
+STUDY = "rff_width"
+CONTEXT = Context(torch.device("cpu"), None)
+TINY = {"steps": 12, "probes": 6, "bound_probes": 3, "draw": [0, 1]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def configuration(experiment, place=0, **changes):
+    config = list(load_study(STUDY).runs("smoke", experiment))[place]
+    return {**config, "settings": {**config["settings"], **TINY, **changes}}
+
+
+def problem(config):
+    return WidthProblem(SimpleNamespace(**config["settings"]), CONTEXT)
+
+
+def run(config, folder, checkpoint_seconds=1e9, cls=WidthProblem):
+    folder.mkdir(exist_ok=True)
+    trained = cls(SimpleNamespace(**config["settings"]), CONTEXT)
+    fit(trained, config, folder, checkpoint_seconds)
+    return Run(folder, read_record(folder / "record.json"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    found = {}
+    for experiment in ("width", "embedding", "guarantee"):
+        count = len(list(load_study(STUDY).runs("smoke", experiment)))
+        found[experiment] = [
+            run(configuration(experiment, place), tmp_path_factory.mktemp("run"))
+            for place in range(count)
+        ]
+    return found
+
+
+# Training
+
+
+def test_every_experiment_trains_and_measures(runs):
+    for experiment in runs.values():
+        for finished in experiment:
+            assert finished.record["outcome"]["state"] == "finished"
+            metrics = finished.measurements()
+            # Draws of every width, and one network of infinite width.
+            last = metrics[metrics["step"] == metrics["step"].max()]
+            assert np.isinf(last["width"]).any()
+            assert (last["loss"] > 0).all()
+            start = metrics[metrics["step"] == 0].set_index(["size", "width", "draw"])["loss"]
+            assert (last.set_index(["size", "width", "draw"])["loss"] < start).mean() > 0.5
+
+
+def test_an_interrupted_training_ends_with_the_same_numbers(tmp_path):
+    class Interrupted(WidthProblem):
+        def step(self):
+            if int(self.updates) == 17:
+                raise KeyboardInterrupt
+            return super().step()
+
+    config = configuration("width", width=[4, 128], converged=0.01, steps=40)
+    undisturbed = run(config, tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "b", checkpoint_seconds=0.0, cls=Interrupted)
+    resumed = run(config, tmp_path / "b")
+    assert resumed.record["timing"]["resumed"] == 1
+    pd.testing.assert_frame_equal(undisturbed.measurements(), resumed.measurements())
+
+
+def test_widths_do_not_disturb_each_other(tmp_path):
+    together = run(configuration("width", width=[4, 32], converged=0.3), tmp_path / "a")
+    alone = run(configuration("width", width=[32], converged=0.3), tmp_path / "b")
+    frames = [
+        r.measurements().query("width == 32").reset_index(drop=True) for r in (together, alone)
+    ]
+    pd.testing.assert_frame_equal(*frames)
+
+
+def test_too_long_steps_are_recorded_and_counted_as_diverged(tmp_path):
+    config = configuration("width", width=[4], step_size=1e4, steps=80)
+    diverged = run(config, tmp_path / "run")
+    assert diverged.record["outcome"]["state"] == "diverged"
+    assert len(diverged.record["outcome"]["diverged"]) == 3
+    found = tables.outcomes({"width": [diverged]})
+    assert found["diverged"].all()
+    assert not found["converged"].any()
+    assert tables.rates({"width": [diverged]})["diverged_draws"].sum() == 3
+    assert tables.thresholds({"width": [diverged]})["threshold"].isna().all()
+
+
+def test_convergence_is_recorded_at_its_step(tmp_path):
+    found = run(configuration("width", width=[128], converged=0.5, steps=40), tmp_path / "run")
+    outcomes = tables.outcomes({"width": [found]})
+    assert outcomes["converged"].all()
+    assert (outcomes["final_relative_loss"] <= 0.5).all()
+    # All have converged long before the last step, and are trained no further.
+    assert found.record["outcome"]["steps"] < 40
+
+
+# Tables and figures
+
+
+def test_every_table_names_its_data(runs):
+    for name in load_study(STUDY).tables:
+        table = getattr(tables, name)(runs)
+        assert set(table["dataset"]) == {"jittered_grid"}, name
+
+
+def test_every_figure_is_drawn_from_the_tables_it_names(runs):
+    study = load_study(STUDY)
+    with style.applied():
+        for name, figure in study.figures.items():
+            given = {table: getattr(tables, table)(runs) for table in figure["tables"]}
+            assert getattr(plots, name)(given).axes
+
+
+def test_bounds_hold_on_every_network(runs):
+    kept = tables.pl_kept(runs)
+    assert kept["kept"].all()
+    assert kept.query("embedding == 'scaling' and size >= 16")["informative"].all()
+    assert tables.theorem(runs)["holds"].all()
+
+
+def test_a_planted_rate_is_recovered():
+    steps = np.arange(0, 100, 5)
+    columns = tables._decay_columns(pd.DataFrame({"step": steps, "loss": 3 * 0.9**steps}))
+    assert columns["rate"] == pytest.approx(-math.log(0.9))
+    assert columns["linear"]
+    slow = pd.DataFrame({"step": steps + 1, "loss": 1 / (1 + steps) ** 0.1})
+    assert not tables._decay_columns(slow)["linear"]
+
+
+# The threshold
+
+
+def planted(midpoint, steepness, draws, seed=0):
+    source = np.random.default_rng(seed)
+    widths = np.repeat(2.0 ** np.arange(11), draws)
+    share = scipy.special.expit(steepness * np.log(widths / midpoint))
+    return pd.DataFrame({"width": widths, "converged": source.random(len(widths)) < share})
+
+
+def test_a_planted_threshold_is_recovered_with_its_interval():
+    covered = 0
+    for seed in range(40):
+        found = halfway(planted(20.0, 2.0, 20, seed), "width", "converged")
+        assert found.value == pytest.approx(20.0, rel=0.6)
+        covered += found.low <= 20 <= found.high
+    assert covered >= 34
+
+
+def test_a_separated_threshold_has_the_bracket_as_interval():
+    found = halfway(planted(20.0, 1e3, 10), "width", "converged")
+    assert found.value == pytest.approx(math.sqrt(16 * 32), rel=0.01)
+    assert found.low == pytest.approx(16, rel=0.02)
+    assert found.high == pytest.approx(32, rel=0.02)
+
+
+def test_no_threshold_without_both_outcomes():
+    rows = planted(20.0, 1e3, 10)
+    for value in (True, False):
+        with pytest.raises(TooFewError):
+            halfway(rows.assign(converged=value), "width", "converged")
+
+
+# Bounds
+
+
+def constants(alpha, width):
+    config = configuration("embedding", alpha=[alpha], width=[64])
+    frame = problem(config).list_constants()
+    row = frame[np.isinf(frame["width"]) == math.isinf(width)].iloc[0]
+    settings = config["settings"]
+    return SimpleNamespace(
+        **row, kernel=settings["kernel"], samples=settings["samples"], depth=settings["depth"]
+    )
+
+
+@pytest.mark.parametrize("width", [64, math.inf])
+def test_expressivity_bounds_eigenvalues_on_points_that_moved(width):
+    config = configuration("embedding", alpha=[1.0], width=[64], draw=[0])
+    built = problem(config)
+    row, radius = constants(1.0, width), 0.05
+    model = built.ensembles[0 if width == 64 else 1].model
+    for seed in range(10):
+        shift = torch.randn(
+            model.states[:1, :1].shape, generator=torch.Generator().manual_seed(seed)
+        )
+        shift = radius * torch.nn.functional.normalize(shift.double(), dim=-1)
+        model._states[0] += shift[0].mT
+        if width == 64:
+            model._compute_features(0)
+        model.evaluate()
+        smallest = torch.linalg.eigvalsh(model.visited_grams()[0, 0])[0]
+        model._states[0] -= shift[0].mT
+        assert 0 < bounds.expressivity(row, torch.tensor(radius)) <= smallest
+
+
+@pytest.mark.parametrize("width", [64, math.inf])
+def test_the_condition_of_theorem_2_falls_like_the_inverse_of_alpha(width):
+    rows = [constants(alpha, width) for alpha in (256.0, 512.0)]
+    # The same radius; at these alpha the kernel matrix is nearly that of points far apart.
+    left = [float(bounds.left_side(row, torch.tensor(0.01).double())) for row in rows]
+    lambdas = [float(bounds.expressivity(row, torch.tensor(0.01).double())) for row in rows]
+    assert left[0] * lambdas[0] / (left[1] * lambdas[1]) == pytest.approx(2)
+    assert bounds.condition(constants(4.0, width)).excess > 1
+    assert bounds.condition(constants(65536.0, width)).excess <= 1
+
+
+def test_claims_select_by_columns_that_exist(runs):
+    study = load_study(STUDY)
+    for claim in study.claims:
+        table = getattr(tables, claim["table"])(runs)
+        assert set(claim.get("select", {})) <= set(table.columns)
