@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from resnet_limits import train
 from resnet_limits.analysis import run_folder
+from resnet_limits.claims import VERDICTS, judge
 from resnet_limits.errors import UserError
 from resnet_limits.models.descent import DescendingChain, MovingWeights, train_chain
 from resnet_limits.record import read_record, read_run
@@ -322,3 +323,12 @@ def test_chain_of_one_type_refuses_another():
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="one floating type"):
         DescendingChain(x, x, torch.zeros(1, 4, 2).double(), torch.zeros(1, 2, 4), 4, 0.25)
+
+
+def test_every_claim_can_be_judged(trained):
+    """At a scale that no claim is excused from."""
+    for claim in STUDY.claims:
+        table = getattr(tables, claim["table"])(trained)
+        result = judge(claim, table, "quick")
+        assert result["verdict"] in VERDICTS[:3]
+        assert result["n"] > 0

@@ -48,8 +48,9 @@ def distance_means(runs: Runs) -> pd.DataFrame:
 def slopes(runs: Runs) -> pd.DataFrame:
     """Slopes over depth, by seed, weight, measure and step.
 
-    ``last`` marks the last step; ``off`` is the slope's distance from -1, and ``farthest`` marks
-    the step and weight where it is largest for that seed and measure; ``falls`` tells whether every greater depth has a smaller distance.
+    ``last`` marks the last step; ``deviation`` is the slope's distance from -1, and ``farthest``
+    marks the step and weight where it is largest for that seed and measure; ``falls`` tells
+    whether every greater depth has a smaller distance.
     """
     rows = [
         dict(zip(SERIES, series, strict=True)) | _slope_columns(group)
@@ -57,9 +58,9 @@ def slopes(runs: Runs) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows)
     table["last"] = _is_last(table)
-    table["off"] = (table["slope"] + 1).abs()
-    series = table.groupby(["scaling", "measure", "seed"])["off"]
-    table["farthest"] = table["off"] == series.transform("max")
+    table["deviation"] = (table["slope"] + 1).abs()
+    series = table.groupby(["scaling", "measure", "seed"])["deviation"]
+    table["farthest"] = table["deviation"] == series.transform("max")
     return table
 
 
