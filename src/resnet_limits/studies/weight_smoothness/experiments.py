@@ -25,14 +25,15 @@ class LargeDepth(Problem):
     """One seed's chains of every depth, and of the depth that stands for the limit, in lockstep.
 
     All train on the same data from the same weights. Distances to the limit are taken while
-    training, so no trajectory of weights is kept.
+    training, so no trajectory of weights is kept. Without a limit, they are not taken.
     """
 
     def __init__(self, settings: SimpleNamespace, context: Context) -> None:
         check_times(settings.times, settings.steps)
         check_depths(settings.depth, settings.limit_depth)
         x, y, W, V = draw(settings, context.device)
-        depths = [*settings.depth, settings.limit_depth]
+        self.has_limit = settings.limit_depth > 0
+        depths = [*settings.depth, *[settings.limit_depth] * self.has_limit]
         self.chains = [start_chain(settings, depth, x, y, W, V) for depth in depths]
         self.members = [{"depth": depth} for depth in depths]
         self.steps = settings.steps
@@ -55,16 +56,12 @@ class LargeDepth(Problem):
         Z = V and W (Proposition 3, Figure 1 left); those to the limit are of the piecewise-constant
         V^L(., T) and W^L(., T), in L2 over depth and in sup norm (Theorem 4, Figure 1 right).
         """
-        losses = self.step()
-        distances = torch.stack([self._to_limit(chain) for chain in self.chains], dim=1)
-        names = ("V_l2", "V_sup", "W_l2", "W_sup")
-        return member_rows(
-            self.members,
-            loss=losses,
-            V_largest=self.largest[0],
-            W_largest=self.largest[1],
-            **dict(zip(names, distances, strict=True)),
-        )
+        columns = {"loss": self.step(), "V_largest": self.largest[0], "W_largest": self.largest[1]}
+        if self.has_limit:
+            distances = torch.stack([self._to_limit(chain) for chain in self.chains], dim=1)
+            names = ("V_l2", "V_sup", "W_l2", "W_sup")
+            columns |= dict(zip(names, distances, strict=True))
+        return member_rows(self.members, **columns)
 
     def _update_largest(self) -> None:
         for place, chain in enumerate(self.chains):
@@ -184,7 +181,7 @@ class Kink(Problem):
 
 
 def large_depth(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build experiments `large_depth` and `paper_scaling`."""
+    """Build experiments `large_depth`, `more_seeds` and `paper_scaling`."""
     return LargeDepth(settings, context)
 
 
@@ -284,6 +281,6 @@ def check_times(times: Iterable[int], steps: int) -> None:
 
 def check_depths(depths: Iterable[int], limit: int) -> None:
     """Refuse depths whose layers do not each face a whole number of the limit's."""
-    for depth in depths:
+    for depth in depths if limit else ():
         if limit % depth or limit == depth:
             raise UserError(f"limit_depth: {limit} is not a multiple of depth {depth}; give one.")

@@ -22,9 +22,10 @@ def distances(runs: Runs) -> pd.DataFrame:
     """Distances by depth, seed, weight and step, one row for each.
 
     ``largest`` is max over k and t <= T of ||Z_{k+1}(t) - Z_k(t)||_F, ``lipschitz`` that times
-    depth; ``l2`` and ``sup`` are distances to the limit, for other depths than the limit's.
+    depth; ``l2`` and ``sup`` are distances to the limit, if there is one, for other depths.
     """
-    wide = collect(runs["large_depth"] + runs["paper_scaling"], _SETTINGS)
+    trained = runs["large_depth"] + runs["more_seeds"] + runs["paper_scaling"]
+    wide = collect(trained, _SETTINGS)
     wide["is_limit"] = wide["depth"] == wide.pop("limit_depth")
     keys = ["scaling", "seed", "depth", "is_limit", "step", "time", "loss", "diverged", "dataset"]
     wide["time"] = wide["step"] * wide["learning_rate"]
@@ -47,8 +48,9 @@ def distance_means(runs: Runs) -> pd.DataFrame:
 def slopes(runs: Runs) -> pd.DataFrame:
     """Slopes over depth, by seed, weight, measure and step.
 
-    ``last`` marks the last step; ``farthest`` the step and weight whose slope is farthest from -1
-    for that seed and measure; ``falls`` tells whether every greater depth has a smaller distance.
+    ``last`` marks the last step; ``deviation`` is the slope's distance from -1, and ``farthest``
+    marks the step and weight where it is largest for that seed and measure; ``falls`` tells
+    whether every greater depth has a smaller distance.
     """
     rows = [
         dict(zip(SERIES, series, strict=True)) | _slope_columns(group)
@@ -56,9 +58,9 @@ def slopes(runs: Runs) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows)
     table["last"] = _is_last(table)
-    off = (table["slope"] + 1).abs()
-    series = [table[name] for name in ("scaling", "measure", "seed")]
-    table["farthest"] = off == off.groupby(series).transform("max")
+    table["deviation"] = (table["slope"] + 1).abs()
+    series = table.groupby(["scaling", "measure", "seed"])["deviation"]
+    table["farthest"] = table["deviation"] == series.transform("max")
     return table
 
 
@@ -243,10 +245,11 @@ _GROWING = ["scaling", "seed", "weight", "depth", "is_limit", "diverged", "datas
 
 
 def _measures(runs: Runs) -> pd.DataFrame:
-    """Return `distances` with one row for each measure, without the start and the limit."""
+    """Return `distances` with one row for each measure taken, without the start and the limit."""
     table = distances(runs).query("step > 0 and not is_limit")
     keys = ["scaling", "weight", "seed", "step", "time", "depth", "diverged", "dataset"]
-    return table.melt(keys, MEASURES, var_name="measure", value_name="distance")
+    long = table.melt(keys, MEASURES, var_name="measure", value_name="distance")
+    return long.dropna(subset="distance")
 
 
 def _slope_columns(group: pd.DataFrame) -> dict[str, Any]:
