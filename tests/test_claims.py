@@ -5,6 +5,7 @@ import pytest
 
 from resnet_limits.claims import decide, judge
 from resnet_limits.errors import UserError
+from resnet_limits.schemas import schema
 from resnet_limits.stats import TESTS, Estimate
 
 
@@ -85,6 +86,16 @@ def test_no_rows_or_an_unfit_scale_are_not_tested():
 def test_a_claim_with_a_typo_is_named(changes, words):
     with pytest.raises(UserError, match=words):
         judge(claim(**changes), table(), "quick")
+
+
+def test_the_schema_knows_every_test():
+    properties = schema("claims")["items"]["properties"]
+    assert sorted(properties["test"]["enum"]) == sorted(TESTS)
+
+
+def test_a_selection_without_rows_says_what_there_is():
+    result = judge(claim(select={"kind": "b"}), table(), "quick")
+    assert "kind = b (there are kind: a)" in result["why"]
 
 
 def test_every_test_takes_rows_first():

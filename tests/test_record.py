@@ -62,7 +62,7 @@ def test_diverged_members_are_marked_in_tables(folder):
 def test_truncated_record(folder, keep):
     path = folder / "record.json"
     path.write_text(path.read_text()[:keep])
-    with pytest.raises(UserError, match=r"record.json: not a whole record.*Delete it"):
+    with pytest.raises(UserError, match=r"record.json: not a whole record.*--force"):
         read_record(path)
 
 
@@ -79,14 +79,14 @@ def test_hand_edited_record(folder, edit):
     content = json.loads(path.read_text())
     edit(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"record.json: was changed.*Delete it"):
+    with pytest.raises(UserError, match=r"record.json: was changed.*--force"):
         read_record(path)
 
 
 def test_record_of_another_form(folder):
     path = folder / "record.json"
     path.write_text('{"config": {}}')
-    with pytest.raises(UserError, match=r"record.json: .*lacks.*Delete it"):
+    with pytest.raises(UserError, match=r"record.json: .*lacks.*--force"):
         read_record(path)
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from resnet_limits.document import with_generated_part
 from resnet_limits.errors import UserError
+from resnet_limits.schemas import read_yaml
 from resnet_limits.spec import STUDIES, TRAINED_SCALES, Study, load_study, run_id, study_names
 
 
@@ -54,7 +55,7 @@ CASES = {
     ),
     "number as text": (
         lambda d: setting(d, "learning_rate").update(value="1e-3"),
-        ["learning_rate"],
+        ["learning_rate", "write 0.001", "write 0.001"],
     ),
     "negative rate": (
         lambda d: setting(d, "learning_rate").update(value=-0.1),
@@ -79,6 +80,11 @@ CASES = {
         ["hearsay", "assumed"],
     ),
     "no value": (lambda d: setting(d, "steps").pop("value"), ["rate.settings.steps", "value"]),
+    "value twice": (lambda d: setting(d, "seed").update(grid=[0, 0, 1]), ["seed", "non-unique"]),
+    "value twice in an override": (
+        lambda d: d["scales"]["smoke"]["rate"].update(seed=[0, 0]),
+        ["scales.smoke.rate.seed", "stands twice"],
+    ),
     "unknown batch axis": (
         lambda d: d["experiments"]["rate"].update(batch=["seeds"]),
         ["seeds", "seed"],
@@ -95,6 +101,15 @@ def test_a_mistake_is_named_with_file_key_and_remedy(edited, case):
     for word in ["study.yaml", *words]:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("base: &base {x: 1}\nmerged:\n  <<: *base\n  x: 2\n")
+    assert read_yaml(path)["merged"] == {"x": 2}
+    path.write_text("a: 1\nb: 2\na: 3\n")
+    with pytest.raises(UserError, match=r"'a' stands twice.*line 3"):
+        read_yaml(path)
 
 
 def test_unknown_names_come_with_a_suggestion():

@@ -110,7 +110,7 @@ def test_snakemakes_own_report_has_captions(smoke):
 
 
 def test_recorded_scale_draws_and_never_trains(smoke):
-    result = command(smoke, "record", "two_spirals", "--scale", "smoke")
+    result = command(smoke, "record", "two_spirals", "--scale", "smoke", "--force")
     assert result.returncode == 0, result.stderr
     figure = "figures/recorded/two_spirals/rate.png"
     assert jobs(snakemake(smoke, figure, "--forceall")) == ["plot"]
@@ -120,8 +120,43 @@ def test_recorded_scale_draws_and_never_trains(smoke):
     assert "Recorded from scale smoke" in (smoke / "results/recorded/report.html").read_text()
 
 
+def test_recording_does_not_replace_another_scale(smoke):
+    command(smoke, "record", "two_spirals", "--scale", "smoke", "--force")
+    manifest = smoke / "results/recorded/two_spirals/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"smoke"', '"paper"'))
+    result = command(smoke, "record", "two_spirals", "--scale", "smoke")
+    assert result.returncode == 2
+    assert "scale paper is recorded; to replace it add --force" in result.stderr
+
+
+def test_editing_claims_or_plots_makes_their_results_again(smoke):
+    package = smoke / "edited"
+    shutil.copytree(ROOT / "src", package, ignore=shutil.ignore_patterns("*.egg-info"))
+    study = package / "resnet_limits/studies/two_spirals"
+    for name, rules in (("claims.yaml", {"judge", "report_page"}), ("plots.py", {"plot"})):
+        (study / name).write_text((study / name).read_text() + "\n# edited\n")
+        result = subprocess.run(
+            [sys.executable, "-m", "snakemake", "-n", "all", *SMOKE, "studies=[two_spirals]"],
+            cwd=smoke,
+            env=ENVIRONMENT | {"PYTHONPATH": str(package)},
+            capture_output=True,
+            text=True,
+        )
+        assert rules <= set(jobs(result)) and "train" not in jobs(result), result.stdout
+
+
+def test_a_failed_job_says_why_on_the_console(smoke):
+    path = smoke / RUN / "record.json"
+    content = path.read_text()
+    path.write_text(content[:200])
+    result = snakemake(smoke, "results/smoke/two_spirals/tables/final.csv", "--force", *SMOKE)
+    path.write_text(content)
+    assert result.returncode != 0
+    assert "not a whole record" in result.stderr
+
+
 def test_missing_or_changed_recorded_file_is_named(smoke):
-    command(smoke, "record", "two_spirals", "--scale", "smoke")
+    command(smoke, "record", "two_spirals", "--scale", "smoke", "--force")
     table = smoke / "results/recorded/two_spirals/tables/errors.csv"
     content = table.read_text()
     table.unlink()
@@ -143,11 +178,10 @@ def test_damaged_record_loses_nothing_else(smoke):
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert f"{RUN}/record.json: not a whole record" in result.stderr
-    path.unlink()
-    (smoke / "results/smoke/two_spirals/tables/final.csv").unlink()
-    result = snakemake(smoke, "tables", *SMOKE, "studies=[two_spirals]")
+    remedy = re.search(r"snakemake --cores 1 (--force .*record.json)", result.stderr).group(1)
+    result = snakemake(smoke, *remedy.split(), *SMOKE)
     assert result.returncode == 0, result.stderr
-    assert jobs(result).count("train") == 1
+    assert jobs(result) == ["train"]
     old, new = json.loads(content), json.loads(path.read_text())
     assert new["files"] == old["files"]  # the same numbers, to the last digit
 
@@ -169,6 +203,8 @@ def test_bad_configuration_is_one_clear_message(project, case):
 
 
 TARGETS = {
+    "figures/smok/two_spirals/rate.png": ["'smok'", "did you mean 'smoke'"],
+    "results/smok/two_spirals/tables/final.csv": ["'smok'", "did you mean 'smoke'"],
     "figures/smoke/two_spirls/rate.png": ["two_spirls", "did you mean 'two_spirals'"],
     "figures/smoke/two_spirals/rat.png": ["'rat'", "did you mean 'rate'"],
     "results/smoke/two_spirals/tables/finl.csv": ["'finl'", "did you mean 'final'"],

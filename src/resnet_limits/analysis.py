@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from resnet_limits.errors import UserError, require_known
-from resnet_limits.record import Run, read_run, write_table
+from resnet_limits.files import write_table
+from resnet_limits.record import Run, read_run
 from resnet_limits.spec import load_study
 
 
@@ -32,7 +33,9 @@ def make_table(study: str, table: str, scale: str, results: Path) -> None:
         for experiment in spec.tables[table]["experiments"]
     }
     frame = _function(study, "tables", table)(runs)
-    write_table(table_path(results, scale, study, table), frame)
+    path = table_path(results, scale, study, table)
+    write_table(path, frame)
+    print(path)
 
 
 def draw_figure(study: str, figure: str, scale: str, results: Path, figures: Path) -> None:
@@ -46,7 +49,16 @@ def draw_figure(study: str, figure: str, scale: str, results: Path, figures: Pat
     paths = [table_path(results, scale, study, name) for name in names]
     with style.applied():
         drawn = _function(study, "plots", figure)(tables)
-        style.save(drawn, figures / scale / study / figure, tables, paths, scale)
+        label = _scale_label(results, scale, study)
+        style.save(drawn, figures / scale / study / figure, tables, paths, label)
+
+
+def _scale_label(results: Path, scale: str, study: str) -> str:
+    if scale != "recorded":
+        return scale
+    from resnet_limits.recorded import manifest
+
+    return f"{manifest(results, study)['scale']} (recorded)"
 
 
 def run_folder(results: Path, config: dict) -> Path:

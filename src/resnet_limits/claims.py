@@ -13,7 +13,7 @@ import pandas as pd
 
 from resnet_limits.analysis import read_table
 from resnet_limits.errors import UserError, require_known
-from resnet_limits.record import write_whole
+from resnet_limits.files import write_whole
 from resnet_limits.spec import load_study
 from resnet_limits.stats import CONFIDENCE, TESTS, Estimate, TooFewError
 
@@ -32,6 +32,7 @@ def judge_study(study: str, scale: str, results: Path) -> None:
     verdicts = [judge(claim, tables[claim["table"]], scale) for claim in claims]
     path = results / scale / study / "claims.json"
     write_whole(path, json.dumps(verdicts, indent=1) + "\n")
+    print(path)
 
 
 def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> dict[str
     result = {
         "id": claim["id"],
         "statement": claim["statement"],
+        "kind": claim.get("kind", "claim"),
         "where": claim["where"],
         "paper": claim.get("paper", ""),
         "figure": claim.get("figure", ""),
@@ -65,7 +67,7 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> dict[str
         return result | {"why": claim["not_tested_at"][scale]}
     rows = select(table, claim.get("select", {}), claim["id"])
     if rows.empty:
-        return result | {"why": f"no run of scale {scale} has what the claim is about"}
+        return result | {"why": _nothing_selected(claim, table, scale)}
     result["data"] = f"{', '.join(sorted(rows['dataset'].unique()))}; scale {scale}"
     try:
         estimate = _estimate(claim, rows)
@@ -104,6 +106,15 @@ def select(table: pd.DataFrame, wanted: Mapping[str, Any], claim: str) -> pd.Dat
         values = value if isinstance(value, list) else [value]
         table = table[table[column].isin(values)]
     return table
+
+
+def _nothing_selected(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> str:
+    wanted = ", ".join(f"{column} = {value}" for column, value in claim["select"].items())
+    there = "; ".join(
+        f"{column}: {', '.join(map(str, table[column].unique()[:12]))}"
+        for column in claim["select"]
+    )
+    return f"no run of scale {scale} has {wanted} (there are {there})"
 
 
 def describe_bound(bound: Mapping[str, Any]) -> str:

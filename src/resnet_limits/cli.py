@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_limits.errors import UserError
-from resnet_limits.spec import SCALES, TRAINED_SCALES, load_study
+from resnet_limits.spec import SCALES, TRAINED_SCALES, Experiment, load_study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,8 +37,18 @@ def _config(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from resnet_limits.train import Context, choose_device, read_config, train
 
+    config = read_config(options.config)
+    set_threads(load_study(config["study"]).experiment(config["experiment"], config["scale"]))
     context = Context(choose_device(options.device), options.data_root)
-    train(read_config(options.config), options.output, context, options.checkpoint_seconds)
+    train(config, options.output, context, options.checkpoint_seconds)
+
+
+def set_threads(experiment: Experiment) -> None:
+    """Use as many threads as the experiment asks for, unless the caller has set a number."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(experiment.resources["threads"])
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -68,7 +79,7 @@ def _record(options: argparse.Namespace) -> None:
     from resnet_limits.recorded import record_study
 
     for study in options.studies:
-        record_study(study, options.scale, options.results)
+        record_study(study, options.scale, options.results, options.force)
 
 
 def _progress(options: argparse.Namespace) -> None:
@@ -85,7 +96,9 @@ def _document(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="resnet-limits", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="resnet-limits", description="The steps of the pipeline by hand."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     config = commands.add_parser("config", help="print a run's resolved configuration")
@@ -126,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     record = commands.add_parser("record", help="copy a finished scale to results/recorded")
     record.add_argument("studies", nargs="+", metavar="study")
     _add_places(record)
+    record.add_argument("--force", action="store_true", help="replace what another scale left")
     record.set_defaults(run=_record)
 
     progress = commands.add_parser("progress", help="show running trainings")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -33,18 +34,30 @@ def status(results: Path, scale: str | None = None) -> Iterator[str]:
             last = _last_line(path)
             if last is not None:
                 age = time.time() - path.stat().st_mtime
-                yield describe(path.parent.relative_to(results), last, age)
+                alive = is_locked(path.with_name(".lock"))
+                yield describe(path.parent.relative_to(results), last, age, alive)
 
 
-def describe(run: Path, line: dict[str, Any], age: float) -> str:
+def describe(run: Path, line: dict[str, Any], age: float, alive: bool) -> str:
     """Return a run's step, share done, time left, age of the last line and measurements."""
     done = line["step"] / line["steps"]
     left = _duration(line["seconds"] / done - line["seconds"]) if done else "?"
+    state = f"{left} left" if alive else "interrupted: run Snakemake to continue"
     numbers = "  ".join(f"{name} {value:g}" for name, value in line["median"].items())
     return (
         f"{run}  step {line['step']}/{line['steps']} ({done:.0%})  "
-        f"{left} left  said {_duration(age)} ago  {numbers}"
+        f"{state}  said {_duration(age)} ago  {numbers}"
     )
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine holds a training's lock."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or not ours to open
+        return True
+    return False
 
 
 def _duration(seconds: float) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from resnet_limits.errors import UserError
+from resnet_limits.files import hash_file, write_table, write_whole
 from resnet_limits.schemas import schema, validate
 from resnet_limits.spec import Config, digest
 
@@ -24,24 +23,6 @@ PACKAGE = Path(__file__).parent
 PACKAGES = ("numpy", "torch", "torchdyn", "resnet-limits")
 # Where the code is that can change a trained number; drawing and reporting cannot.
 TRAINING = ("data/", "models/", "studies/", "checkpoint.py", "probes.py", "random.py", "train.py")
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, even if we are killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
-
-
-def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write a tidy CSV with every digit of every float."""
-    write_whole(path, frame.to_csv(index=False, lineterminator="\n"))
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def source_hash(study: str) -> str:
@@ -122,7 +103,7 @@ def read_record(path: Path) -> dict[str, Any]:
     UserError
         If it is missing, truncated, of another form, or was edited.
     """
-    remedy = "Delete it and run Snakemake again: only this run is trained again."
+    remedy = f"To train only this run again: snakemake --cores 1 --force {path}"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -146,7 +127,8 @@ def read_run(folder: Path, expected: Config) -> Run:
         raise UserError(
             f"{folder / 'record.json'}: record of another configuration: "
             f"{difference(record['config'], expected)}. "
-            "Delete it and run Snakemake again, or restore study.yaml."
+            f"Restore study.yaml, or train it again: "
+            f"snakemake --cores 1 --force {folder / 'record.json'}"
         )
     return Run(folder, record)
 
@@ -194,7 +176,7 @@ class Run:
         if wanted is None or not path.exists() or hash_file(path) != wanted:
             raise UserError(
                 f"{path}: missing, or not as the run's record has it. "
-                f"Delete {self.folder / 'record.json'} and run Snakemake again."
+                f"To train it again: snakemake --cores 1 --force {self.folder / 'record.json'}"
             )
         return pd.read_csv(path)
 

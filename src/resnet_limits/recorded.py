@@ -9,24 +9,26 @@ from typing import Any
 
 from resnet_limits.analysis import run_folder, table_path
 from resnet_limits.errors import UserError
-from resnet_limits.record import git_commit, hash_file, read_run, write_whole
+from resnet_limits.files import hash_file, write_whole
+from resnet_limits.record import git_commit, read_run
 from resnet_limits.spec import load_study
 
 RECORDED = "recorded"
 
 
-def record_study(study: str, scale: str, results: Path) -> None:
+def record_study(study: str, scale: str, results: Path, force: bool = False) -> None:
     """Copy a study's records, tables and verdicts of a finished scale to ``results/recorded``.
 
     Raises
     ------
     UserError
         If anything is missing or is not of the configuration that study.yaml asks for; then
-        nothing is copied.
+        nothing is copied. Also if another scale is recorded already, without ``force``.
     """
     spec = load_study(study)
     if scale == RECORDED:
         raise UserError("--scale recorded: name the scale to copy from, such as paper.")
+    _refuse_to_replace(results / RECORDED / study / "manifest.json", scale, force)
     copies: dict[Path, Path] = {}
     for config in spec.runs(scale):
         folder = run_folder(results, config)
@@ -46,6 +48,13 @@ def record_study(study: str, scale: str, results: Path) -> None:
     _replace(results / RECORDED / study, copies, scale)
 
 
+def _refuse_to_replace(path: Path, scale: str, force: bool) -> None:
+    if path.exists() and not force:
+        recorded = json.loads(path.read_text("utf-8"))["scale"]
+        if recorded != scale:
+            raise UserError(f"{path}: scale {recorded} is recorded; to replace it add --force.")
+
+
 def _replace(folder: Path, copies: dict[Path, Path], scale: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for source, target in copies.items():
@@ -53,6 +62,7 @@ def _replace(folder: Path, copies: dict[Path, Path], scale: str) -> None:
     files = {str(target.relative_to(folder)): hash_file(target) for target in copies.values()}
     content = {"scale": scale, "commit": git_commit(), "files": files}
     write_whole(folder / "manifest.json", json.dumps(content, indent=1) + "\n")
+    print(f"{folder}: {len(files)} files recorded from scale {scale}")
 
 
 def manifest(results: Path, study: str) -> dict[str, Any]:

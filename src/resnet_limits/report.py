@@ -17,12 +17,13 @@ import pandas as pd
 from resnet_limits.analysis import run_folder
 from resnet_limits.claims import VERDICTS
 from resnet_limits.errors import UserError
-from resnet_limits.record import git_commit, read_record, source_hash, write_table, write_whole
+from resnet_limits.files import write_table, write_whole
+from resnet_limits.record import git_commit, read_record, source_hash
 from resnet_limits.recorded import manifest
 from resnet_limits.spec import Study, load_study
 
 CLAIM_COLUMNS = (
-    "study", "id", "verdict", "estimate", "low", "high", "n", "test", "bound", "paper",
+    "study", "id", "kind", "verdict", "estimate", "low", "high", "n", "test", "bound", "paper",
     "statement", "where", "why", "data", "note",
 )  # fmt: skip
 
@@ -31,7 +32,9 @@ def write_report(studies: Sequence[str], scale: str, results: Path, figures: Pat
     """Write ``results/<scale>/claims.csv`` and the self-contained page ``report.html``."""
     sections = [_section(load_study(name), scale, results, figures) for name in studies]
     write_table(results / scale / "claims.csv", claims_table(sections))
-    write_whole(results / scale / "report.html", render(sections, scale))
+    page = results / scale / "report.html"
+    write_whole(page, render(sections, scale))
+    print(page)
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,17 @@ def render(sections: Sequence[Section], scale: str) -> str:
     environment.filters["number"] = _number
     environment.filters["slug"] = lambda verdict: verdict.replace(" ", "-")
     template = resources.files("resnet_limits").joinpath("report.html.j2").read_text("utf-8")
-    counts = Counter(claim["verdict"] for section in sections for claim in section.claims)
+    claims = [claim for section in sections for claim in section.claims]
+    counts = {
+        kind: Counter(claim["verdict"] for claim in claims if claim["kind"] == kind)
+        for kind in ("claim", "check")
+    }
     return environment.from_string(template).render(
         sections=sections,
         scale=scale,
         commit=git_commit(),
-        counts={verdict: counts.get(verdict, 0) for verdict in VERDICTS},
+        verdicts=VERDICTS,
+        counts=counts,
     )
 
 

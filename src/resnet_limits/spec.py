@@ -145,6 +145,9 @@ class Study:
         path = self.folder / "claims.yaml"
         claims = read_yaml(path)
         validate(claims, schema("claims"), str(path))
+        for name in (names := [claim["id"] for claim in claims]):
+            if names.count(name) > 1:
+                raise UserError(f"{path}: the id {name!r} stands twice; rename one.")
         for claim in claims:
             require_known(claim["table"], self.tables, f"{path}: {claim['id']}.table:")
             if "figure" in claim:
@@ -247,5 +250,7 @@ class Study:
             return
         if not isinstance(value, list) or not value:
             raise UserError(f"{where}.{key}: is a grid axis; give a list with at least one value.")
-        for point in value:
+        for place, point in enumerate(value):
             validate(point, rules[key], f"{where}.{key}")
+            if point in value[:place]:
+                raise UserError(f"{where}.{key}: {point!r} stands twice; leave one out.")

@@ -18,7 +18,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resnet_limits.record import git_commit, hash_file
+from resnet_limits.files import hash_file
+from resnet_limits.record import git_commit
 
 WIDTH = 5.5  # inches; a page's text width
 HEIGHT = 3.4
@@ -111,7 +112,7 @@ def save(
     tables, paths
         What it was drawn from; the data sets' names are shown, the files' hashes embedded.
     scale
-        The tables' scale.
+        The tables' scale, as it is to be shown.
     """
     datasets = sorted({name for table in tables.values() for name in table["dataset"].unique()})
     origin = f"data: {', '.join(datasets)}   scale: {scale}"
@@ -120,6 +121,7 @@ def save(
     subject = f"scale {scale}; commit {git_commit()}; tables {content}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     # No dates and no program versions: the same tables give the same bytes.
+    print(f"{stem}.png", f"{stem}.pdf", sep="\n")
     figure.savefig(f"{stem}.png", metadata={"Description": subject, "Software": None})
     figure.savefig(
         f"{stem}.pdf",

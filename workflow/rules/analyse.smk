@@ -8,15 +8,17 @@ rule table:
     log:
         "results/{scale}/{study}/logs/table_{table}.log",
     wildcard_constraints:
-        scale="|".join(TRAINED_SCALES),
+        scale=TRAINED,
     conda:
         "../../envs/environment.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=hash_of("tables.py"),
     shell:
         "resnet-limits table {wildcards.study:q} {wildcards.table:q} --scale {wildcards.scale}"
-        " > {log:q} 2>&1"
+        + LOGGED
 
 
 rule plot:
@@ -40,9 +42,10 @@ rule plot:
         runtime=10,
     params:
         caption=caption,
+        code=hash_of("plots.py"),
     shell:
         "resnet-limits plot {wildcards.study:q} {wildcards.figure:q} --scale {wildcards.scale}"
-        " > {log:q} 2>&1"
+        + LOGGED
 
 
 rule judge:
@@ -53,11 +56,13 @@ rule judge:
     log:
         "results/{scale}/{study}/logs/claims.log",
     wildcard_constraints:
-        scale="|".join(TRAINED_SCALES),
+        scale=TRAINED,
     conda:
         "../../envs/environment.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        claims=hash_of("claims.yaml"),
     shell:
-        "resnet-limits claims {wildcards.study:q} --scale {wildcards.scale} > {log:q} 2>&1"
+        "resnet-limits claims {wildcards.study:q} --scale {wildcards.scale}" + LOGGED

@@ -8,8 +8,9 @@ from pathlib import Path
 
 try:
     from resnet_limits.errors import UserError, require_known
+    from resnet_limits.files import hash_file
     from resnet_limits.schemas import schema, validate
-    from resnet_limits.spec import RESOURCES, SCALES, TRAINED_SCALES, load_study, study_names
+    from resnet_limits.spec import RESOURCES, SCALES, load_study, study_names
 except ImportError as error:
     sys.exit(f"Error: {error}: install the project first: pip install -e .")
 
@@ -58,8 +59,14 @@ STUDIES = config["studies"]
 shell.prefix(f'export PATH="$PATH:{Path(sys.executable).parent}"; ')
 
 
+# Ends every command: its output goes to the log, and on failure also to the user.
+LOGGED = " > {log:q} 2>&1 || {{ tail -n 20 {log:q} >&2; exit 1; }}"
+# Nothing makes the scale `recorded`. A typo in another is named by the input functions.
+TRAINED = "(?!recorded/)[^/]+"
+
+
 wildcard_constraints:
-    scale="|".join(SCALES),
+    scale="[^/]+",
     study="[^/]+",
     experiment="[^/]+",
     run="[^/]+",
@@ -100,6 +107,7 @@ def records_for_table(wildcards):
 
 @for_users
 def tables_for_figure(wildcards):
+    require_known(wildcards.scale, SCALES, "scale")
     study = study_of(wildcards)
     require_known(wildcards.figure, study.figures, f"{wildcards.study}: figure")
     return tables_of(wildcards, study.figures[wildcards.figure]["tables"])
@@ -113,6 +121,16 @@ def tables_for_claims(wildcards):
 def tables_of(wildcards, names):
     folder = f"results/{wildcards.scale}/{wildcards.study}/tables"
     return [f"{folder}/{name}.csv" for name in names]
+
+
+def hash_of(module):
+    """Hash a study's module, so that editing it makes again what it made."""
+
+    @for_users
+    def look_up(wildcards):
+        return hash_file(study_of(wildcards).folder / module)
+
+    return look_up
 
 
 @for_users

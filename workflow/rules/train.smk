@@ -7,7 +7,7 @@ rule train:
     log:
         "results/{scale}/{study}/{experiment}/{run}/train.log",
     wildcard_constraints:
-        scale="|".join(TRAINED_SCALES),
+        scale=TRAINED,
     conda:
         "../../envs/environment.yaml"
     threads: resource("threads")
@@ -20,6 +20,8 @@ rule train:
         config=lambda wildcards: json.dumps(run_config(wildcards)),
         folder=lambda wildcards, output: Path(output.record).parent,
     shell:
-        "resnet-limits train --config {params.config:q} --output {params.folder:q}"
-        f" --device {config['device']} --data-root {shlex.quote(config['data_root'])}"
-        " > {log:q} 2>&1"
+        (
+            "resnet-limits train --config {params.config:q} --output {params.folder:q}"
+            f" --device {config['device']} --data-root {shlex.quote(config['data_root'])}"
+        )
+        + LOGGED

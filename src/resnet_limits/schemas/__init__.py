@@ -17,11 +17,25 @@ from resnet_limits.errors import UserError, suggest
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file; `UserError` names the file and line of a mistake."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader that does not let a key silently replace its twin."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice in one mapping."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 @cache
@@ -66,8 +80,18 @@ def _message(error: jsonschema.ValidationError) -> str:
     if error.validator == "oneOf":
         choices = [key for option in error.validator_value for key in option["required"]]
         return f"{_key(path)}needs exactly one of the keys {', '.join(choices)}."
+    if error.validator == "type" and isinstance(error.instance, str):
+        return f"{_key(path)}{error.message}{_as_number(error.instance)}."
     hint = (error.schema or {}).get("description")
     return f"{_key(path)}{error.message}." + (f" It is: {hint}" if hint else "")
+
+
+def _as_number(text: str) -> str:
+    """Tell how YAML wants a number that it has taken for text, such as 1e-3."""
+    try:
+        return f"; write {float(text):g} without quotes, or with a point, as in 1.0e-3"
+    except ValueError:
+        return ""
 
 
 def _unknown_key(error: jsonschema.ValidationError, path: list[str]) -> str:

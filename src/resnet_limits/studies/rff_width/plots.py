@@ -91,7 +91,7 @@ def kernel(tables: Tables) -> Figure:
             r = rows.loc[rows["width"] >= line["least_width"], "width"].to_numpy()
             label = f"$N = {samples}$: {line['slope']:.2f} [{line['low']:.2f}, {line['high']:.2f}]"
             fit = np.exp(line["intercept"]) * r ** line["slope"]
-            ax.plot(r, fit, color=look["color"], linestyle=look["linestyle"], label=label)
+            ax.plot(r, fit, **look, markevery=[], label=label)
         r = np.array(sorted(errors["width"].unique()))
         ax.plot(r[r >= 16], 0.35 * (r[r >= 16] / 16) ** -0.5, label="$r^{-1/2}$", **style.GUIDE)
         ax.set_xscale("log", base=2)
@@ -200,7 +200,7 @@ def embedding(tables: Tables) -> Figure:
     _onsets(axes[:, 0], tables["onsets"])
     axes[0, 0].set_ylabel("left side of Eq. 15")
     axes[1, 0].set_ylabel("rate of decay per gradient step")
-    axes[0, 1].legend(fontsize=6.5, loc="lower left", bbox_to_anchor=(0, 0.17))
+    axes[0, 1].legend(fontsize=6.5, loc="upper right")
     axes[1, 1].legend(fontsize=6.5, loc="lower right")
     return figure
 

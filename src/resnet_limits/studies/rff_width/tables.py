@@ -232,7 +232,7 @@ def _outcomes(runs: list[Run]) -> pd.DataFrame:
     table["rate_ratio"] = table["rate"] / table["infinite_rate"]
     table["zero_at_linear_rate"] = table["converged"] & table["linear"]
     table["singular"] = 2 * table["width"] < table["samples"]
-    table["wide"] = table["width"] >= table["samples"] ** 2
+    table["wide"] = np.isfinite(table["width"]) & (table["width"] >= table["samples"] ** 2)
     return table
 
 

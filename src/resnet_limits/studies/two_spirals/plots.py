@@ -98,6 +98,7 @@ def training(tables: Tables) -> Figure:
             ax.plot(means[size], color=color, label=f"{size}")
         ax.set(xscale="log", xlabel="Adam step", ylabel=label)
     axes[0].set_yscale("log")
+    axes[1].set_title(f"field {LABELS['constant']}")
     axes[2].legend(title="mean over seeds, $n =$", ncols=2, fontsize=6, title_fontsize=6.5)
     return figure
 
@@ -106,6 +107,7 @@ def gram(tables: Tables) -> Figure:
     """Draw smallest eigenvalues relative to the start, and the distance of the particles."""
     table = tables["gram"]
     figure, axes = style.panels(3, width=9.0, height=3.2)
+    axes[1].sharey(axes[0])
     looks = style.looks(sorted(table["n_train"].unique()))
     for ax, field in zip(axes[:2], TRAINED, strict=True):
         for size, look in looks.items():

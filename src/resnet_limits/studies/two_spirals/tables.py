@@ -47,7 +47,7 @@ def errors(runs: Runs) -> pd.DataFrame:
 
 
 def rates(runs: Runs) -> pd.DataFrame:
-    """Slope of log test error over log n_train for each variant, fitted in three ways.
+    """Slope of log test error over log n_train for each variant.
 
     Least squares on the logarithm of the mean over the first three seeds, as in Section C.6;
     the same with every seed; and binomial regression with log link of the counts of wrong test
