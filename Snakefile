@@ -26,6 +26,7 @@ rule all:
     default_target: True
     input:
         rules.report_page.output,
+        table_files(),
         figure_files(),
 
 
