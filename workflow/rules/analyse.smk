@@ -18,7 +18,7 @@ rule table:
         code=hash_of("tables.py"),
     shell:
         "resnet-limits table {wildcards.study:q} {wildcards.table:q} --scale {wildcards.scale}"
-        + LOGGED
+        f"{LOGGED}"
 
 
 rule plot:
@@ -45,7 +45,7 @@ rule plot:
         code=hash_of("plots.py"),
     shell:
         "resnet-limits plot {wildcards.study:q} {wildcards.figure:q} --scale {wildcards.scale}"
-        + LOGGED
+        f"{LOGGED}"
 
 
 rule judge:
@@ -65,4 +65,4 @@ rule judge:
     params:
         claims=hash_of("claims.yaml"),
     shell:
-        "resnet-limits claims {wildcards.study:q} --scale {wildcards.scale}" + LOGGED
+        "resnet-limits claims {wildcards.study:q} --scale {wildcards.scale}" f"{LOGGED}"

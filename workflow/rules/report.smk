@@ -22,4 +22,4 @@ rule report_page:
     params:
         studies=STUDIES,
     shell:
-        f"resnet-limits report {{params.studies:q}} --scale {SCALE}" + LOGGED
+        f"resnet-limits report {{params.studies:q}} --scale {SCALE}" f"{LOGGED}"

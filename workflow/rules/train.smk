@@ -20,8 +20,6 @@ rule train:
         config=lambda wildcards: json.dumps(run_config(wildcards)),
         folder=lambda wildcards, output: Path(output.record).parent,
     shell:
-        (
-            "resnet-limits train --config {params.config:q} --output {params.folder:q}"
-            f" --device {config['device']} --data-root {shlex.quote(config['data_root'])}"
-        )
-        + LOGGED
+        "resnet-limits train --config {params.config:q} --output {params.folder:q}"
+        f" --device {config['device']} --data-root {shlex.quote(config['data_root'])}"
+        f"{LOGGED}"
