@@ -80,16 +80,17 @@ def _message(error: jsonschema.ValidationError) -> str:
     if error.validator == "oneOf":
         choices = [key for option in error.validator_value for key in option["required"]]
         return f"{_key(path)}needs exactly one of the keys {', '.join(choices)}."
-    if error.validator == "type" and isinstance(error.instance, str):
-        return f"{_key(path)}{error.message}{_as_number(error.instance)}."
     hint = (error.schema or {}).get("description")
-    return f"{_key(path)}{error.message}." + (f" It is: {hint}" if hint else "")
+    number = _as_number(error.instance) if error.validator == "type" else ""
+    return f"{_key(path)}{error.message}{number}." + (f" It is: {hint}" if hint else "")
 
 
-def _as_number(text: str) -> str:
+def _as_number(value: object) -> str:
     """Tell how YAML wants a number that it has taken for text, such as 1e-3."""
+    if not isinstance(value, str):
+        return ""
     try:
-        return f"; write {float(text):g} without quotes, or with a point, as in 1.0e-3"
+        return f"; write {float(value):g} without quotes, or with a point, as in 1.0e-3"
     except ValueError:
         return ""
 
