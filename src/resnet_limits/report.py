@@ -81,10 +81,10 @@ def render(sections: Sequence[Section], scale: str) -> str:
 def _section(study: Study, scale: str, results: Path, figures: Path) -> Section:
     recorded = manifest(results, study.name) if scale == "recorded" else None
     runs_scale = recorded["scale"] if recorded else scale
-    runs = []
+    sources, runs = source_hash(study.name), []
     for config in study.runs(runs_scale):
         folder = run_folder(results, {**config, "scale": scale})
-        runs.append(_run_row(read_record(folder / "record.json"), source_hash(study.name)))
+        runs.append(_run_row(read_record(folder / "record.json"), sources))
     images = {name: _image(figures / scale / study.name / f"{name}.png") for name in study.figures}
     return Section(
         study, _claims(results / scale / study.name / "claims.json"), images, runs, recorded

@@ -10,7 +10,7 @@ try:
     from resnet_limits.errors import UserError, require_known
     from resnet_limits.files import hash_file
     from resnet_limits.schemas import schema, validate
-    from resnet_limits.spec import RESOURCES, SCALES, load_study, study_names
+    from resnet_limits.spec import SCALES, load_study, study_names
 except ImportError as error:
     sys.exit(f"Error: {error}: install the project first: pip install -e .")
 
@@ -87,9 +87,8 @@ def run_config(wildcards):
 def resource(name):
     @for_users
     def look_up(wildcards):
-        experiments = study_of(wildcards).experiments
-        require_known(wildcards.experiment, experiments, "experiment")
-        return (RESOURCES | experiments[wildcards.experiment].get("resources", {}))[name]
+        study = study_of(wildcards)
+        return study.experiment(wildcards.experiment, wildcards.scale).resources[name]
 
     return look_up
 
