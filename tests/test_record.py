@@ -10,9 +10,9 @@ from resnet_limits.errors import UserError
 from resnet_limits.record import (
     collect,
     difference,
+    hash_closure,
     read_record,
     read_run,
-    source_hash,
     write_record,
 )
 from resnet_limits.spec import load_study
@@ -141,6 +141,7 @@ def test_source_hash_covers_what_trains_and_not_what_draws(monkeypatch, tmp_path
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(content)
     monkeypatch.setattr(record, "PACKAGE", tmp_path)
-    before = source_hash("s")
+    modules = [tmp_path / "train.py", tmp_path / "studies/s/experiments.py"]
+    before = hash_closure(modules)
     (tmp_path / name).write_text(SOURCES[name] + "\n# changed")
-    assert (source_hash("s") != before) == counts
+    assert (hash_closure(modules) != before) == counts

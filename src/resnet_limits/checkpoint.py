@@ -1,12 +1,10 @@
-"""Checkpoints, and the lock that keeps two processes from one training."""
+"""Checkpoints: a training's state in one file."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +13,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from resnet_limits.train import Problem
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, waiting for whoever has it.
-
-    The system frees the lock when its holder dies, however it dies. So a trainer that outlived
-    the Snakemake that started it is waited for and not disturbed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{path.parent}: another process trains this run; waiting for it.", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Checkpoint:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from resnet_limits.locks import LOCK, is_locked
 
 REFRESH_SECONDS = 2.0
 CLEAR = "\033[2J\033[H"
@@ -34,7 +35,7 @@ def status(results: Path, scale: str | None = None) -> Iterator[str]:
             last = _last_line(path)
             if last is not None:
                 age = time.time() - path.stat().st_mtime
-                alive = is_locked(path.with_name(".lock"))
+                alive = is_locked(path.with_name(LOCK))
                 yield describe(path.parent.relative_to(results), last, age, alive)
 
 
@@ -48,16 +49,6 @@ def describe(run: Path, line: dict[str, Any], age: float, alive: bool) -> str:
         f"{run}  step {line['step']}/{line['steps']} ({done:.0%})  "
         f"{state}  said {_duration(age)} ago  {numbers}"
     )
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process of this machine holds a training's lock."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or not ours to open
-        return True
-    return False
 
 
 def _duration(seconds: float) -> str:

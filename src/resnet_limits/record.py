@@ -17,22 +17,32 @@ import pandas as pd
 from resnet_limits.errors import UserError
 from resnet_limits.files import hash_file, write_table, write_whole
 from resnet_limits.schemas import schema, validate
-from resnet_limits.spec import Config, digest
+from resnet_limits.spec import Config, digest, load_study
 
 PACKAGE = Path(__file__).parent
 PACKAGES = ("numpy", "torch", "torchdyn", "resnet-limits")
 # Where the code is that can change a trained number; drawing and reporting cannot.
-TRAINING = ("data/", "models/", "studies/", "checkpoint.py", "probes.py", "random.py", "train.py")
+TRAINING = (
+    "data/", "models/", "studies/",
+    "checkpoint.py", "classification.py", "probes.py", "random.py", "train.py",
+)  # fmt: skip
 
 
-def source_hash(study: str) -> str:
-    """Return a hash of all source files that can change the study's trained numbers.
+@cache
+def source_hash(study: str, experiment: str) -> str:
+    """Return a hash of all source files that can change an experiment's trained numbers.
 
-    These are the training loop, the study's experiments, and whatever of the package's data and
-    models they import, directly or not.
+    These are the training loop, the module that builds the experiment's problem, and whatever of
+    the package's data and models they import, directly or not.
     """
+    module, _ = load_study(study).builder(experiment)
+    return hash_closure([PACKAGE / "train.py", PACKAGE / "studies" / study / f"{module}.py"])
+
+
+def hash_closure(paths: Iterable[Path]) -> str:
+    """Return a hash of some modules and of whatever they import of what trains."""
     found: set[Path] = set()
-    waiting = [PACKAGE / "train.py", PACKAGE / "studies" / study / "experiments.py"]
+    waiting = list(paths)
     while waiting:
         path = waiting.pop()
         if path not in found:

@@ -81,10 +81,10 @@ def render(sections: Sequence[Section], scale: str) -> str:
 def _section(study: Study, scale: str, results: Path, figures: Path) -> Section:
     recorded = manifest(results, study.name) if scale == "recorded" else None
     runs_scale = recorded["scale"] if recorded else scale
-    sources, runs = source_hash(study.name), []
+    runs = []
     for config in study.runs(runs_scale):
         folder = run_folder(results, {**config, "scale": scale})
-        runs.append(_run_row(read_record(folder / "record.json"), sources))
+        runs.append(_run_row(read_record(folder / "record.json")))
     images = {name: _image(figures / scale / study.name / f"{name}.png") for name in study.figures}
     return Section(
         study, _claims(results / scale / study.name / "claims.json"), images, runs, recorded
@@ -105,10 +105,11 @@ def _image(path: Path) -> str:
         raise UserError(f"{path}: no such figure; run Snakemake to draw it.") from None
 
 
-def _run_row(record: Mapping[str, Any], sources: str) -> dict[str, Any]:
+def _run_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    config = record["config"]
     outcome, provenance, timing = record["outcome"], record["provenance"], record["timing"]
     return {
-        "run": f"{record['config']['experiment']}/{record['config']['run']}",
+        "run": f"{config['experiment']}/{config['run']}",
         "data": f"{record['data']['name']} ({record['data']['hash'][:8]})",
         "state": outcome["state"],
         "members": outcome["members"],
@@ -118,7 +119,7 @@ def _run_row(record: Mapping[str, Any], sources: str) -> dict[str, Any]:
         "device": f"{provenance['device']}, {provenance['threads']} threads",
         "commit": provenance["commit"],
         "torch": provenance["versions"]["torch"],
-        "current": provenance["sources"] == sources,
+        "current": provenance["sources"] == source_hash(config["study"], config["experiment"]),
     }
 
 

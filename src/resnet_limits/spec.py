@@ -20,6 +20,7 @@ from resnet_limits.schemas import read_yaml, schema, validate
 STUDIES = Path(__file__).parent / "studies"
 TRAINED_SCALES = ("smoke", "quick", "laptop", "paper")
 SCALES = (*TRAINED_SCALES, "recorded")
+NOT_RUN = "not run"
 RESOURCES = {"threads": 1, "mem_mb": 2000, "runtime": 60, "gpu": 0}
 
 Config = dict[str, Any]
@@ -61,6 +62,8 @@ class Experiment:
         Names of the grid axes, in the order of study.yaml.
     batch
         The axes that a run trains together; every other axis makes runs of its own.
+    is_run
+        Whether this scale runs the experiment at all; if not, it has no runs.
     """
 
     study: str
@@ -71,6 +74,7 @@ class Experiment:
     grid: tuple[str, ...]
     batch: tuple[str, ...]
     resources: Mapping[str, int] = field(default_factory=dict)
+    is_run: bool = True
 
     @property
     def run_axes(self) -> tuple[str, ...]:
@@ -79,6 +83,8 @@ class Experiment:
 
     def runs(self) -> dict[str, Config]:
         """Return the resolved configuration of every run by its id."""
+        if not self.is_run:
+            return {}
         points = itertools.product(*(self.settings[axis] for axis in self.run_axes))
         configs = (self._config(dict(zip(self.run_axes, point, strict=True))) for point in points)
         return {config["run"]: config for config in configs}
@@ -159,7 +165,8 @@ class Study:
         require_known(name, self.experiments, f"{self.name}: experiment")
         require_known(scale, TRAINED_SCALES, "scale")
         protocol = self.experiments[name]
-        overrides = self._overrides(scale).get(name, {})
+        is_run = self._overrides(scale).get(name) != NOT_RUN
+        overrides = self._overrides(scale).get(name, {}) if is_run else {}
         settings = {
             key: overrides.get(key, setting.get("grid", setting.get("value")))
             for key, setting in protocol["settings"].items()
@@ -173,6 +180,7 @@ class Study:
             grid=tuple(key for key, setting in protocol["settings"].items() if "grid" in setting),
             batch=tuple(protocol.get("batch", ())),
             resources=RESOURCES | protocol.get("resources", {}),
+            is_run=is_run,
         )
 
     def runs(self, scale: str, experiment: str | None = None) -> Iterator[Config]:
@@ -185,6 +193,15 @@ class Study:
         runs = self.experiment(experiment, scale).runs()
         require_known(run, runs, f"{self.name}/{experiment}: run")
         return runs[run]
+
+    def builder(self, experiment: str) -> tuple[str, str]:
+        """Return the module of the study's folder, and the function in it, that build a problem.
+
+        ``problem: images.cifar`` is ``cifar`` of ``images.py``; without a module it is
+        ``experiments.py``.
+        """
+        module, _, function = self.experiments[experiment]["problem"].rpartition(".")
+        return module or "experiments", function
 
     def check_config(self, config: Config, where: str) -> None:
         """Raise `UserError` unless a configuration has exactly its problem's settings."""
@@ -237,6 +254,8 @@ class Study:
         for name, overrides in self._overrides(scale).items():
             require_known(name, self.experiments, f"{self.file}: scales.{scale}:")
             where = f"{self.file}: scales.{scale}.{name}"
+            if overrides == NOT_RUN:
+                continue
             for key, value in overrides.items():
                 self._check_setting(key, value, name, where)
 

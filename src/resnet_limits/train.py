@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +20,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from resnet_limits.checkpoint import Checkpoint, locked
+from resnet_limits.checkpoint import Checkpoint
 from resnet_limits.errors import UserError
+from resnet_limits.locks import LOCK, locked
 from resnet_limits.probes import Probe
 from resnet_limits.record import (
     git_commit,
@@ -34,7 +35,6 @@ from resnet_limits.schemas import schema, validate
 from resnet_limits.spec import Config, digest, load_study
 
 CHECKPOINT_SECONDS = 20.0
-LOCK = ".lock"
 PROGRESS = "progress.jsonl"
 
 
@@ -90,6 +90,10 @@ class Problem:
         From torch; the scheduler may be None.
     probes
         What is measured, and before which steps.
+    milestones
+        Steps after which a checkpoint is due, besides those by time; e.g. the ends of epochs.
+    precision
+        Type of most of the arithmetic, where there is a choice; goes into the record.
     state
         Parameters, buffers and generators that a resumed run needs, by name.
     """
@@ -100,6 +104,8 @@ class Problem:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
     probes: Sequence[Probe] = ()
+    milestones: Container[int] = ()
+    precision: str = ""
     state: Mapping[str, Tensor | torch.Generator]
 
     def step(self) -> Tensor:
@@ -142,10 +148,9 @@ def train(config: Config, folder: Path, context: Context, checkpoint_seconds: fl
         if _is_finished(config, folder):
             print(f"{folder}: has been trained already.")
             return
-        experiment = load_study(config["study"]).experiments[config["experiment"]]
-        module = importlib.import_module(f"resnet_limits.studies.{config['study']}.experiments")
-        build = getattr(module, experiment["problem"])
-        problem = build(SimpleNamespace(**config["settings"]), context)
+        module, function = load_study(config["study"]).builder(config["experiment"])
+        found = importlib.import_module(f"resnet_limits.studies.{config['study']}.{module}")
+        problem = getattr(found, function)(SimpleNamespace(**config["settings"]), context)
         fit(problem, config, folder, checkpoint_seconds)
 
 
@@ -155,7 +160,11 @@ def _is_finished(config: Config, folder: Path) -> bool:
     except UserError:
         return False
     same = record["config"] == config
-    return same and record["provenance"]["sources"] == source_hash(config["study"])
+    return same and record["provenance"]["sources"] == _sources(config)
+
+
+def _sources(config: Config) -> str:
+    return source_hash(config["study"], config["experiment"])
 
 
 def fit(problem: Problem, config: Config, folder: Path, checkpoint_seconds: float) -> None:
@@ -177,7 +186,7 @@ def fit(problem: Problem, config: Config, folder: Path, checkpoint_seconds: floa
         Seconds between checkpoints.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    marks = {"digest": digest(config), "sources": source_hash(config["study"])}
+    marks = {"digest": digest(config), "sources": _sources(config)}
     checkpoint = Checkpoint(folder / "checkpoint.pt", marks, problem)
     progress = _start(checkpoint, problem)
     _loop(problem, progress, checkpoint, checkpoint_seconds)
@@ -213,7 +222,8 @@ def _loop(
                 return
         if progress.step == problem.steps:
             return
-        if time.monotonic() - saved > checkpoint_seconds:
+        late = time.monotonic() - saved > checkpoint_seconds
+        if late or progress.step in problem.milestones:
             progress.seconds = time.monotonic() - start
             checkpoint.save(vars(progress))
             saved = time.monotonic()
@@ -249,13 +259,16 @@ def _measure(progress: Progress, probes: Sequence[Probe]) -> None:
 
 def _report(problem: Problem, progress: Progress, lines: Path) -> None:
     """Append one line for people: where the training stands and what was measured last."""
-    median = progress.rows["metrics"][-1].drop(columns=list(problem.members[0])).median()
+    if "metrics" not in progress.rows:
+        return
+    last = progress.rows["metrics"][-1].drop(columns=["step", *problem.members[0]])
+    median = last.median(numeric_only=True).dropna()
     line = {
         "step": progress.step,
         "steps": problem.steps,
         "seconds": round(progress.seconds, 2),
         "pid": os.getpid(),
-        "median": {key: float(f"{value:.4g}") for key, value in median.drop("step").items()},
+        "median": {key: float(f"{value:.4g}") for key, value in median.items()},
     }
     with lines.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -276,7 +289,8 @@ def _write(
             "versions": versions(),
             "device": str(_device(problem)),
             "threads": torch.get_num_threads(),
-        },
+        }
+        | ({"precision": problem.precision} if problem.precision else {}),
         "timing": {
             "started": progress.started,
             "seconds": round(progress.seconds, 2),

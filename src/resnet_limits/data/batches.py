@@ -1,0 +1,110 @@
+"""Mini-batches of images: cropped, flipped and scaled as tensors, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resnet_limits.data.images import Split
+from resnet_limits.random import generator
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which images make a batch, and how each is moved: tensors of shape ``(batch,)``.
+
+    Attributes
+    ----------
+    rows
+        Places of the images in their set.
+    down, right
+        Corner of the crop in the padded image, in pixels.
+    flipped
+        Whether it is mirrored left to right.
+    """
+
+    rows: Tensor
+    down: Tensor
+    right: Tensor
+    flipped: Tensor
+
+    @classmethod
+    def epoch(cls, count: int, augmentation: Mapping[str, Any], seed: int, epoch: int) -> Draw:
+        """Draw an epoch's order, crops and flips; they depend on seed and epoch alone."""
+        order, source = generator(seed, "order", epoch), generator(seed, "augmentation", epoch)
+        side = 2 * augmentation["pad"] + 1
+        down, right = torch.randint(side, (2, count), generator=source)
+        flipped = torch.rand(count, generator=source) < 0.5
+        rows = torch.randperm(count, generator=order)
+        return cls(rows, down, right, flipped & augmentation["flip"])
+
+    def __getitem__(self, place: slice) -> Draw:
+        return Draw(self.rows[place], self.down[place], self.right[place], self.flipped[place])
+
+    def to(self, device: torch.device) -> Draw:
+        """Return the same on a device."""
+        return Draw(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+class Batches:
+    """A set of images held as bytes on a device, padded with zeros, given out in batches.
+
+    Parameters
+    ----------
+    split
+        Images ``(count, height, width, channels)`` as bytes, and labels.
+    mean, std
+        Per channel, of pixels scaled to [0, 1]; what batches are normalized with.
+    size
+        Pixels a side, at least those of the images; smaller images are padded to it.
+    pad
+        Zeros on each side beyond ``size``, for crops.
+    device
+        Where images are kept and batches are made.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int,
+        pad: int,
+        device: torch.device,
+    ) -> None:
+        images = torch.as_tensor(split.images)
+        count, height, width, channels = images.shape
+        side = size + 2 * pad
+        top, left = (side - height) // 2, (side - width) // 2
+        padded = torch.zeros(count, side, side, channels, dtype=torch.uint8)
+        padded[:, top : top + height, left : left + width] = images
+        padded = padded.to(device)
+        # Every crop of every image as a view; choosing among them copies just what a batch needs.
+        shape = (count, 2 * pad + 1, 2 * pad + 1, size, size, channels)
+        n, y, x, c = padded.stride()
+        self.crops = padded.as_strided(shape, (n, y, x, y, x, c))
+        self.labels = torch.as_tensor(split.labels).to(device)
+        self.mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device)
+        self.scale = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=device))
+        self.pad = pad
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def augmented(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Return images ``(batch, channels, size, size)``, channels last, and labels."""
+        draw = draw.to(self.labels.device)
+        images = self.crops[draw.rows, draw.down, draw.right]
+        images = torch.where(draw.flipped[:, None, None, None], images.flip(2), images)
+        return self._normalized(images), self.labels[draw.rows]
+
+    def plain(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return images as they are, in the middle of their padding, and labels."""
+        return self._normalized(self.crops[rows, self.pad, self.pad]), self.labels[rows]
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) * self.scale).permute(0, 3, 1, 2)
