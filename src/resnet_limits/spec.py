@@ -142,8 +142,15 @@ class Study:
 
     @cached_property
     def settings_schema(self) -> dict[str, dict[str, Any]]:
-        """JSON Schema of every setting, by problem and name (schema.yaml)."""
-        return read_yaml(self.folder / "schema.yaml")
+        """JSON Schema of every setting, by problem and name (schema.yaml).
+
+        ``include: classification`` stands for the settings of schemas/classification.yaml.
+        """
+        problems = read_yaml(self.folder / "schema.yaml")
+        for rules in problems.values():
+            if "include" in rules:
+                rules |= {**schema(rules.pop("include")), **rules}
+        return problems
 
     @cached_property
     def claims(self) -> list[dict[str, Any]]:
