@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from resnet_limits.analysis import run_folder
+from resnet_limits.analysis import read_table, run_folder
 from resnet_limits.claims import VERDICTS
 from resnet_limits.errors import UserError
 from resnet_limits.files import write_table, write_whole
@@ -44,6 +44,7 @@ class Section:
     study: Study
     claims: list[dict[str, Any]]
     figures: dict[str, str]
+    tables: dict[str, pd.DataFrame]
     runs: list[dict[str, Any]]
     recorded: dict[str, Any] | None
 
@@ -62,6 +63,7 @@ def render(sections: Sequence[Section], scale: str) -> str:
     """Return the page's HTML."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = _number
+    environment.filters["cell"] = _cell
     environment.filters["slug"] = lambda verdict: verdict.replace(" ", "-")
     template = resources.files("resnet_limits").joinpath("report.html.j2").read_text("utf-8")
     claims = [claim for section in sections for claim in section.claims]
@@ -86,9 +88,13 @@ def _section(study: Study, scale: str, results: Path, figures: Path) -> Section:
         folder = run_folder(results, {**config, "scale": scale})
         runs.append(_run_row(read_record(folder / "record.json")))
     images = {name: _image(figures / scale / study.name / f"{name}.png") for name in study.figures}
-    return Section(
-        study, _claims(results / scale / study.name / "claims.json"), images, runs, recorded
-    )
+    verdicts = _claims(results / scale / study.name / "claims.json")
+    tables = {
+        name: read_table(results, scale, study.name, name)
+        for name, table in study.tables.items()
+        if table.get("shown")
+    }
+    return Section(study, verdicts, images, tables, runs, recorded)
 
 
 def _claims(path: Path) -> list[dict[str, Any]]:
@@ -125,3 +131,10 @@ def _run_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
+
+
+def _cell(value: Any) -> str:
+    """Return a table's value for people; nothing for a missing one."""
+    if isinstance(value, str):
+        return value
+    return "" if pd.isna(value) else f"{value:.4g}"
