@@ -9,6 +9,7 @@ configfile: "workflow/config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/report.smk"
@@ -16,6 +17,7 @@ include: "workflow/rules/report.smk"
 
 localrules:
     all,
+    data,
     tables,
     figures,
     claims,
@@ -28,6 +30,11 @@ rule all:
         rules.report_page.output,
         table_files(),
         figure_files(),
+
+
+rule data:
+    input:
+        stamps(),
 
 
 rule tables:

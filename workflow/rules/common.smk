@@ -68,6 +68,7 @@ TRAINED = "(?!recorded/)[^/]+"
 wildcard_constraints:
     scale="[^/]+",
     study="[^/]+",
+    dataset="[^/]+",
     experiment="[^/]+",
     run="[^/]+",
     table="[^/]+",
@@ -91,6 +92,34 @@ def resource(name):
         return study.experiment(wildcards.experiment, wildcards.scale).resources[name]
 
     return look_up
+
+
+def gpus(wildcards):
+    """Ask for a GPU unless the configuration or, for `auto`, this machine rules it out."""
+    here = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    wanted = config["device"] == "cuda" or (config["device"] == "auto" and here)
+    return resource("gpu")(wildcards) if wanted else 0
+
+
+def stamp(run):
+    """The stamp of a run's data set; none for data that come with a package or are drawn."""
+    dataset = run["settings"].get("dataset", "digits")
+    return [] if dataset == "digits" else [f"results/data/{dataset}.json"]
+
+
+def stamp_for_run(wildcards):
+    """A finished run that was copied from elsewhere needs no data here."""
+    run = run_config(wildcards)
+    record = Path("results/{scale}/{study}/{experiment}/{run}/record.json".format(**run))
+    return [path for path in stamp(run) if Path(path).exists() or not record.exists()]
+
+
+@for_users
+def stamps():
+    if SCALE == "recorded":
+        return []
+    runs = (run for study in STUDIES for run in load_study(study).runs(SCALE))
+    return sorted({path for run in runs for path in stamp(run)})
 
 
 @for_users

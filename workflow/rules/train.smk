@@ -1,6 +1,8 @@
-# Needs nothing but a run's resolved configuration. Makes results/<scale>/<study>/<experiment>/<run>/
+# Needs a run's resolved configuration, and the stamp of its data set if that is in files. Makes results/<scale>/<study>/<experiment>/<run>/
 # with record.json and metrics.csv. Nothing here makes the scale `recorded`.
 rule train:
+    input:
+        stamp_for_run,
     output:
         record="results/{scale}/{study}/{experiment}/{run}/record.json",
         metrics="results/{scale}/{study}/{experiment}/{run}/metrics.csv",
@@ -14,7 +16,7 @@ rule train:
     resources:
         mem_mb=resource("mem_mb"),
         runtime=resource("runtime"),
-        gpu=resource("gpu"),
+        gpu=gpus,
     params:
         # Also what decides whether a finished run is still the one asked for.
         config=lambda wildcards: json.dumps(run_config(wildcards)),
