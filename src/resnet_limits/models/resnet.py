@@ -1,0 +1,280 @@
+"""Convolutional ResNets with pre-activation: as usual, and with trained, sorted time steps.
+
+Lu, Ma, Lu, Lu and Ying (ICML 2020) give each residual block a scalar tau beside its weights and run
+the blocks in the order of tau (Eq. 15, Algorithm 1):
+
+    X^{l+1} = X^l + (tau^l - tau^{l-1}) F(X^l; theta^l),    tau^0 = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnet_limits.errors import require_known
+
+METHODS = ("vanilla", "mean_field")
+
+
+class Architecture(NamedTuple):
+    """What tells the networks apart; stages two and three halve the image.
+
+    Attributes
+    ----------
+    blocks
+        Number of residual blocks in each of the three stages.
+    stem
+        Channels after the first convolution.
+    inner, outputs
+        Channels within the blocks of each stage, and between them.
+    kernels
+        Sizes of a block's convolutions.
+    strided
+        Which of them has the stride where the image is halved.
+    cardinality
+        Groups of the convolution before a block's last.
+    project
+        The shortcut where shapes change: a 1x1 convolution of the block's first activations, or
+        (option A of He et al.) every second pixel and channels of zeros.
+    """
+
+    blocks: int
+    stem: int
+    inner: tuple[int, int, int]
+    outputs: tuple[int, int, int]
+    kernels: tuple[int, ...]
+    strided: int
+    cardinality: int = 1
+    project: bool = False
+
+
+def _basic(depth: int) -> Architecture:
+    widths = (16, 32, 64)
+    return Architecture((depth - 2) // 6, 16, widths, widths, (3, 3), strided=0)
+
+
+def _resnext(cardinality: int) -> Architecture:
+    inner = (64 * cardinality, 128 * cardinality, 256 * cardinality)
+    return Architecture(3, 64, inner, (256, 512, 1024), (1, 3, 1), 1, cardinality, project=True)
+
+
+NAMES: dict[str, Architecture] = {
+    **{f"resnet{depth}": _basic(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    "resnet164": Architecture(18, 16, (16, 32, 64), (64, 128, 256), (1, 3, 1), strided=0),
+    **{f"resnext29_{cardinality}x64d": _resnext(cardinality) for cardinality in (8, 16)},
+}
+
+
+def network(
+    name: str, channels: int, classes: int, method: str, generator: torch.Generator
+) -> ResNet:
+    """Return a network of `NAMES` with freshly drawn weights.
+
+    Both methods draw the same numbers, and compute the same until tau is trained.
+
+    Parameters
+    ----------
+    name
+        The ``resnet``s are those of He et al. (2016) for CIFAR: 6n + 2 layers in basic blocks, or
+        for ``resnet164`` bottlenecks; shortcuts of option A (assumed). ``resnext29_8x64d`` and
+        ``resnext29_16x64d`` are those of Xie et al. (2017) with pre-activation; their projections
+        see the activations and have no batch norm of their own (assumed, as He et al. have it).
+    channels, classes
+        Of the images.
+    method
+        One of `METHODS`.
+    generator
+        The weights are drawn from it.
+
+    Raises
+    ------
+    UserError
+        If there is no such network or method.
+    """
+    require_known(name, NAMES, "network")
+    require_known(method, METHODS, "method")
+    model = ResNet(NAMES[name], channels, classes, method == "mean_field")
+    initialize(model, generator)
+    return model
+
+
+def initialize(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw all weights: those of convolutions as in He et al. (2015).
+
+    Convolutions get variance 2 / (outputs x kernel's area), as in the code of He et al. (2016) and
+    of Xie et al.; the classifier is uniform on +-1 / sqrt(inputs), its bias zero (assumed).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(
+                module.weight, mode="fan_out", nonlinearity="relu", generator=generator
+            )
+        elif isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.in_features)
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.zeros_(module.bias)
+
+
+class Timed(NamedTuple):
+    """A block's place in its stage, and the step that it takes (None: 1, and not trained)."""
+
+    block: int
+    step: Tensor | None
+
+
+class ResNet(nn.Module):
+    """A stem, three stages of residual blocks, batch norm, average pooling, a linear classifier.
+
+    Mean-field networks have one more parameter a block: each stage's ``tau``, 1, ..., n at first.
+    A block's step is the distance from its tau down to the next smaller one of its stage, or to 0,
+    so a stage's steps add up to its largest tau. Blocks run in the order of tau, blocks of equal
+    tau in the order they were made. A stage's first block stays first if it changes shapes, since
+    nothing else fits there; it too takes the step of its own tau.
+
+    Parameters
+    ----------
+    architecture
+        The shape.
+    channels, classes
+        Of the images.
+    sorted_tau
+        Whether steps are trained.
+
+    Attributes
+    ----------
+    undecayed
+        Names of the parameters that weight decay should leave alone: tau.
+    """
+
+    def __init__(
+        self, architecture: Architecture, channels: int, classes: int, sorted_tau: bool
+    ) -> None:
+        super().__init__()
+        self.stem = _convolution(channels, architecture.stem, 3)
+        stages = [_blocks(architecture, stage) for stage in range(3)]
+        self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
+        self.norm = nn.BatchNorm2d(architecture.outputs[-1])
+        self.classifier = nn.utils.skip_init(nn.Linear, architecture.outputs[-1], classes)
+        tau = torch.arange(1.0, architecture.blocks + 1)
+        self.tau = nn.ParameterList([tau.clone() for _ in stages] if sorted_tau else [])
+        self._vanilla = [[Timed(place, None) for place in range(len(tau))] for _ in stages]
+        self._first_stays = [blocks[0].changes_shape for blocks in stages]
+
+    @property
+    def undecayed(self) -> tuple[str, ...]:
+        """Return tau's names, as in ``named_parameters``."""
+        return tuple(name for name, _ in self.named_parameters() if name.startswith("tau."))
+
+    def steps(self) -> list[list[Timed]]:
+        """Return each stage's blocks and steps tau^l - tau^{l-1} in the order they run in."""
+        if not self.tau:
+            return self._vanilla
+        tau, order = torch.stack(list(self.tau)).sort(stable=True)
+        steps = torch.diff(tau, prepend=tau.new_zeros(len(tau), 1))
+        # Python has to know the order to run the blocks: the one wait for a GPU.
+        timed = [
+            [Timed(*pair) for pair in zip(places, row.unbind(), strict=True)]
+            for places, row in zip(order.tolist(), steps.unbind(), strict=True)
+        ]
+        for schedule, first_stays in zip(timed, self._first_stays, strict=True):
+            if first_stays:
+                schedule.sort(key=lambda entry: entry.block > 0)
+        return timed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(B, classes)`` of images ``(B, channels, size, size)``."""
+        x = self.stem(images)
+        for blocks, schedule in zip(self.stages, self.steps(), strict=True):
+            x = _run(list(blocks.children()), schedule, x)
+        x = F.relu(self.norm(x), inplace=True)
+        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def _run(blocks: Sequence[nn.Module], schedule: Sequence[Timed], x: Tensor) -> Tensor:
+    for place, step in schedule:
+        x = blocks[place](x, step)
+    return x
+
+
+class Block(nn.Module):
+    """X -> shortcut(X) + step F(X), where F repeats batch norm, ReLU, convolution.
+
+    Parameters
+    ----------
+    widths
+        Channels before, between and after the convolutions.
+    kernels, strides, groups
+        Of the convolutions; the last one has stride 1 and one group.
+    project
+        As in `Architecture`.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        kernels: Sequence[int],
+        strides: Sequence[int],
+        groups: Sequence[int],
+        project: bool,
+    ) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[:-1])
+        shapes = zip(pairwise(widths), kernels, strides, groups, strict=True)
+        *inner, self.last = [_convolution(*pair, *rest) for pair, *rest in shapes]
+        self.inner = nn.ModuleList(inner)
+        self.stride, self.new_channels = max(strides), widths[-1] - widths[0]
+        self.changes_shape = self.stride > 1 or self.new_channels > 0
+        self.projection = (
+            _convolution(widths[0], widths[-1], 1, self.stride)
+            if project and self.changes_shape
+            else None
+        )
+
+    def forward(self, x: Tensor, step: Tensor | None = None) -> Tensor:
+        """Return the next state; the step is 1 unless given."""
+        first, *others = self.norms
+        hidden = F.relu(first(x), inplace=True)
+        shortcut = self._shortcut(x, hidden)
+        for convolution, norm in zip(self.inner, others, strict=True):
+            hidden = F.relu(norm(convolution(hidden)), inplace=True)
+        # F ends with a convolution: scaling its few weights scales F, and costs no pass over F.
+        weight = self.last.weight if step is None else step * self.last.weight
+        return F.conv2d(hidden, weight, padding=self.last.kernel_size[0] // 2).add_(shortcut)
+
+    def _shortcut(self, x: Tensor, activations: Tensor) -> Tensor:
+        if self.projection is not None:
+            return self.projection(activations)
+        if not self.changes_shape:
+            return x
+        # Pooling of single pixels rather than a slice, whose gradient would lose channels_last.
+        return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.new_channels))
+
+
+def _blocks(architecture: Architecture, stage: int) -> list[Block]:
+    """Return a stage's blocks; the first one changes the shape if any does."""
+    before, outputs = (architecture.stem, *architecture.outputs)[stage : stage + 2]
+    places = range(len(architecture.kernels))
+    groups = [architecture.cardinality if place == len(places) - 2 else 1 for place in places]
+    blocks = []
+    for block in range(architecture.blocks):
+        stride = 2 if stage > 0 and block == 0 else 1
+        strides = [stride if place == architecture.strided else 1 for place in places]
+        inner = [architecture.inner[stage]] * (len(places) - 1)
+        widths = [outputs if block else before, *inner, outputs]
+        blocks.append(Block(widths, architecture.kernels, strides, groups, architecture.project))
+    return blocks
+
+
+def _convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """Return a convolution whose weights are still to be drawn."""
+    return nn.utils.skip_init(
+        nn.Conv2d, inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
+    )
