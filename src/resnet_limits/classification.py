@@ -40,7 +40,8 @@ class Classification(Problem):
         Device and data root.
     build
         Makes the network from the images and their size: ``(batch, channels, size, size)`` to
-        logits ``(batch, classes)``. Parameters that it lists as ``undecayed`` have no weight decay.
+        logits ``(batch, classes)``. Parameters whose names it lists as ``undecayed`` have no
+        weight decay.
 
     Attributes
     ----------
@@ -112,12 +113,12 @@ class Classification(Problem):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what is trained: the parameters with weight decay, and those without."""
-        undecayed = list(getattr(self.network, "undecayed", ()))
-        exempt = {id(parameter) for parameter in undecayed}
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in exempt]}]
-        if undecayed:
-            groups.append({"params": undecayed, "weight_decay": 0.0})
+        named = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
+        exempt = set(getattr(self.network, "undecayed", ()))
+        groups: list[dict[str, Any]] = [{"params": [p for n, p in named if n not in exempt]}]
+        if exempt:
+            without = [p for n, p in named if n in exempt]
+            groups.append({"params": without, "weight_decay": 0.0})
         return groups
 
     def make_scheduler(self) -> lr_scheduler.LRScheduler:

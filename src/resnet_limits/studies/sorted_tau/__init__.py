@@ -1,0 +1,1 @@
+"""Lu et al. (ICML 2020): depth-sorted against vanilla ResNets."""

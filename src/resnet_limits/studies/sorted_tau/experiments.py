@@ -1,0 +1,143 @@
+"""Sorted tau, Section 5: ResNets trained as usual and by Algorithm 1, and what sorting costs."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnet_limits.classification import Classification, choose_precision
+from resnet_limits.data.images import Images
+from resnet_limits.models.resnet import METHODS, ResNet, network
+from resnet_limits.probes import Probe
+from resnet_limits.random import generator
+from resnet_limits.train import Context, Data, Problem
+
+
+class Residual(Classification):
+    """One network, one method, one seed, whose weights and batches are those of both methods."""
+
+    network: ResNet
+
+    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
+        def build(images: Images, _size: int) -> nn.Module:
+            channels, classes = images.train.images.shape[-1], len(images.classes)
+            weights = generator(settings.seed, "weights")
+            return network(settings.network, channels, classes, settings.method, weights)
+
+        super().__init__(settings, context, build)
+        if settings.method == "mean_field":
+            self._follow_order()
+
+    def _follow_order(self) -> None:
+        """Count changes of the blocks' order, and measure the steps at the ends of epochs."""
+        self.order = self._order()
+        self.changes = torch.zeros((), dtype=torch.int64)
+        self.state = {**self.state, "order": self.order, "changes": self.changes}
+        self.probes = [*self.probes, Probe("steps", self.epoch_ends, self.measure_steps)]
+
+    def step(self) -> Tensor:
+        """Compute loss and gradients; note whether the last update has changed the order."""
+        if self.settings.method == "mean_field":
+            order = self._order()
+            self.changes += int(not torch.equal(order, self.order))
+            self.order.copy_(order)
+        return super().step()
+
+    def measure_steps(self) -> pd.DataFrame:
+        """Each block's place and step, and in how many updates the order has changed so far."""
+        rows = [
+            {"stage": stage, "place": place, "block": block, "size": float(step)}
+            for stage, schedule in enumerate(self.network.steps(), start=1)
+            for place, (block, step) in enumerate(schedule, start=1)
+        ]
+        frame = pd.DataFrame(rows).assign(changes=int(self.changes), **self.members[0])
+        return frame.assign(epoch=int(self.taken) // self.steps_per_epoch)
+
+    def _order(self) -> Tensor:
+        return torch.tensor([[block for block, _ in row] for row in self.network.steps()])
+
+
+class Cost(Problem):
+    """Gradients of both methods' networks timed one after the other, on random images.
+
+    Times are the processor's where the processor computes, so that other processes do not enter;
+    on a GPU they are those of the clock. The optimizer's update is left out: it is the same but
+    for tau.
+    """
+
+    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
+        self.settings, self.device = settings, context.device
+        self.precision = choose_precision(settings.precision, self.device)
+        source = generator(settings.seed, "images")
+        size = settings.size
+        x = torch.randn(settings.batch, 3, size, size, generator=source)
+        self.x = x.to(self.device, memory_format=torch.channels_last)
+        self.y = torch.randint(settings.classes, (settings.batch,), generator=source)
+        self.y = self.y.to(self.device)
+        self.data = Data.of("random_images", [x, self.y])
+        self.networks = {method: self._network(method) for method in METHODS}
+        self.members = [{"network": settings.network}]
+        self.steps = settings.repeats
+        self.optimizer = torch.optim.SGD(self.networks["vanilla"].parameters(), lr=0.0)
+        self.seconds = torch.zeros(settings.repeats, len(METHODS), dtype=torch.float64)
+        self.taken = torch.zeros((), dtype=torch.int64)
+        self.state = {"seconds": self.seconds, "taken": self.taken}
+        self.probes = [Probe("metrics", [self.steps], self.measure)]
+
+    def step(self) -> Tensor:
+        """Time one gradient of each network; which comes first alternates."""
+        place = int(self.taken)
+        losses = {}
+        for column in (place % 2, 1 - place % 2):
+            method = METHODS[column]
+            if place == 0:  # first calls choose algorithms and allocate memory
+                self._gradient(method)
+            start = self._now()
+            losses[method] = self._gradient(method)
+            self.seconds[place, column] = self._now() - start
+        self.taken += 1
+        return losses["vanilla"].reshape(1)
+
+    def measure(self) -> pd.DataFrame:
+        """Seconds of every repeat, and numbers of parameters and of blocks."""
+        frame = pd.DataFrame(self.seconds.numpy(), columns=[f"{m}_seconds" for m in METHODS])
+        for method, model in self.networks.items():
+            frame[f"{method}_parameters"] = sum(p.numel() for p in model.parameters())
+        blocks = sum(len(stage) for stage in self.networks["vanilla"].stages)
+        return frame.assign(repeat=range(len(frame)), blocks=blocks, **self.members[0])
+
+    def _network(self, method: str) -> ResNet:
+        settings = self.settings
+        weights = generator(settings.seed, "weights")
+        model = network(settings.network, 3, settings.classes, method, weights)
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def _gradient(self, method: str) -> Tensor:
+        model = self.networks[method]
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bfloat16"):
+            logits = model(self.x)
+        loss = F.cross_entropy(logits.float(), self.y)
+        loss.backward()
+        return loss.detach()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+
+def resnet(settings: SimpleNamespace, context: Context) -> Problem:
+    """Build every experiment that trains an image network."""
+    return Residual(settings, context)
+
+
+def cost(settings: SimpleNamespace, context: Context) -> Problem:
+    """Build experiment `cost`."""
+    return Cost(settings, context)

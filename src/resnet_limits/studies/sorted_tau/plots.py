@@ -1,0 +1,293 @@
+"""Sorted tau: tidy tables to figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from resnet_limits import style
+
+LABELS = {"vanilla": "vanilla", "mean_field": "sorted tau"}
+NETWORKS = {
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "resnet44": "ResNet-44",
+    "resnet56": "ResNet-56",
+    "resnet110": "ResNet-110",
+    "resnet164": "ResNet-164",
+    "resnext29_8x64d": "ResNeXt-29, 8x64d",
+    "resnext29_16x64d": "ResNeXt-29, 16x64d",
+}
+LOOKS: dict[str, dict[str, Any]] = {
+    "vanilla": {"color": style.COLORS[0], "marker": "o", "linestyle": "-"},
+    "mean_field": {"color": style.COLORS[2], "marker": "^", "linestyle": style.DASHES[1]},
+}
+STARTS = {"tied": "layers alike at the start", "iid": "layers independent at the start"}
+
+Tables = dict[str, pd.DataFrame]
+
+
+def table1(tables: Tables) -> Figure:
+    """Draw Table 1: errors by row and method, ours and the paper's; and their differences."""
+    table = tables["table1"]
+    figure, (errors, differences) = style.panels(2, width=8.5, height=4.2, sharey=True)
+    for place, row in enumerate(table.to_dict("records")):
+        for shift, (method, look) in zip((-0.17, 0.17), LOOKS.items(), strict=True):
+            _point(errors, row, method, place + shift, look)
+            errors.plot(row[f"paper_{method}"], place + shift, **_hollow(look))
+        _point(differences, row, "difference", place, LOOKS["mean_field"])
+        differences.plot(row["paper_difference"], place, **_hollow(LOOKS["mean_field"]))
+    _pairs(differences, tables["pairs"], list(table["network"]))
+    differences.axvline(0, **style.GUIDE)
+    missing = (table["status"] == "not run").map({True: "\n(ours: not run)", False: ""})
+    errors.set_yticks(range(len(table)), table["network"].map(NETWORKS) + missing, fontsize=7)
+    errors.invert_yaxis()
+    errors.set(xlabel="test error in %", title="error")
+    errors.margins(x=0.1)
+    differences.set(xlabel="points of test error", title="sorted tau minus vanilla")
+    _legend(errors, table)
+    return figure
+
+
+def _point(ax: Axes, row: dict, column: str, place: float, look: dict) -> None:
+    if row["status"] == "not run":
+        return
+    low, value, high = (row[f"{column}{end}"] for end in ("_low", "", "_high"))
+    if np.isfinite([low, high]).all():
+        ax.hlines(place, low, high, color=look["color"], linewidth=1.4)
+    ax.plot(value, place, marker=look["marker"], color=look["color"], linestyle="none")
+
+
+def _pairs(ax: Axes, pairs: pd.DataFrame, order: list[str]) -> None:
+    for name, group in pairs.groupby("network"):
+        place = np.full(len(group), order.index(name) + 0.3)
+        ax.plot(group["difference"], place, "|", color="0.5", markersize=4)
+
+
+def _hollow(look: dict) -> dict[str, Any]:
+    return {
+        "marker": look["marker"],
+        "color": look["color"],
+        "markerfacecolor": "white",
+        "linestyle": "none",
+    }
+
+
+def _legend(ax: Axes, table: pd.DataFrame) -> None:
+    handles = []
+    for method, look in LOOKS.items():
+        (filled,) = ax.plot([], [], marker=look["marker"], color=look["color"], linestyle="none")
+        (hollow,) = ax.plot([], [], **_hollow(look))
+        handles += [(filled, f"{LABELS[method]}, ours"), (hollow, f"{LABELS[method]}, paper")]
+    ran = table[table["status"] == "run"]
+    datasets = ", ".join(ran["dataset"].unique()) or "nothing"
+    ax.figure.legend(
+        *zip(*handles, strict=True),
+        loc="outside upper center",
+        ncols=4,
+        fontsize=7,
+        title=f"ours: {datasets}; paper: CIFAR-10, and CIFAR-100 for ResNeXt",
+        title_fontsize=7,
+    )
+
+
+def curves(tables: Tables) -> Figure:
+    """Draw training and test error over epochs, a row of panels a network."""
+    table = tables["curves"]
+    names = [name for name in NETWORKS if name in set(table["network"])]
+    figure, axes = style.panels(max(2 * len(names), 1), width=3.2 * max(2 * len(names), 1))
+    if not names:
+        return _nothing(figure, axes[0])
+    for place, name in enumerate(names):
+        rows = table[table["network"] == name]
+        for ax, (column, label) in zip(
+            axes[2 * place : 2 * place + 2],
+            (("train_error", "training"), ("test_error", "test")),
+            strict=True,
+        ):
+            _curves(ax, rows.query("epoch > 0"), column)
+            ax.set(xlabel="epoch", ylabel=f"{label} error in %", title=NETWORKS[name])
+    axes[0].legend(title="mean and seeds", fontsize=7, title_fontsize=7)
+    return figure
+
+
+def _curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    for method, look in LOOKS.items():
+        chosen = rows[rows["method"] == method]
+        for _, run in chosen.groupby("seed"):
+            ax.plot(run["epoch"], run[column], color=look["color"], alpha=0.25, linewidth=0.6)
+        mean = chosen.groupby("epoch")[column].mean()
+        every = max(1, len(mean) // 8)
+        ax.plot(mean, **look, markevery=every, label=LABELS[method])
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.tick_params(axis="y", which="minor", labelsize=6)
+
+
+def steps(tables: Tables) -> Figure:
+    """Draw learnt steps over depth at the end, and the updates that changed the order."""
+    table = tables["steps"]
+    names = [name for name in NETWORKS if name in set(table["network"])]
+    figure, axes = style.panels(len(names) + 1, width=3.2 * (len(names) + 1), height=3.2)
+    if not names:
+        return _nothing(figure, axes[0])
+    for ax, name in zip(axes[:-1], names, strict=True):
+        _steps(ax, table[table["network"] == name])
+        ax.set(xlabel="place in the order of execution", title=NETWORKS[name])
+    axes[0].set_ylabel(r"step $\tau^{l} - \tau^{l-1}$ at the end")
+    for look, name in zip(style.looks(names).values(), names, strict=True):
+        rows = table[table["network"] == name]
+        counts = rows.groupby(["seed", "epoch"])["changes"].first().unstack("seed")
+        axes[-1].plot(counts, color=look["color"], alpha=0.3, linewidth=0.6)
+        axes[-1].plot(counts.mean(axis=1), **look, label=NETWORKS[name])
+    axes[-1].set(xlabel="epoch", ylabel="updates that changed the order", ylim=(-0.5, None))
+    axes[-1].legend(title="mean and seeds", fontsize=7, title_fontsize=7)
+    return figure
+
+
+def _steps(ax: Axes, rows: pd.DataFrame) -> None:
+    last = rows[rows["epoch"] == rows["epoch"].max()]
+    blocks = last["place"].max()
+    depth = (last["stage"] - 1) * blocks + last["place"]
+    for shift, (seed, run) in zip(
+        np.linspace(-0.2, 0.2, last["seed"].nunique()), last.groupby("seed"), strict=True
+    ):
+        x = depth[run.index] + shift
+        ax.plot(x, run["size"], ".", color=style.COLORS[1], markersize=4, label=seed)
+    mean = last["size"].groupby(depth).mean()
+    ax.plot(mean, "_", color=style.COLORS[0], markersize=12, markeredgewidth=1.5)
+    ax.axhline(1, **style.GUIDE)
+    style.label_guide(ax, "vanilla", (0.6, 1))
+    for stage in range(1, 3):
+        ax.axvline(stage * blocks + 0.5, color="0.8", linewidth=1)
+    for stage in range(3):
+        middle = stage * blocks + (blocks + 1) / 2
+        ax.text(middle, 0.98, f"stage {stage + 1}", **_top(ax))
+
+
+def _top(ax: Axes) -> dict[str, Any]:
+    where = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "top"}
+    return {"fontsize": 6.5, "color": "0.35", **where}
+
+
+def _nothing(figure: Figure, ax: Axes) -> Figure:
+    ax.text(0.5, 0.5, "not run at this scale", ha="center", transform=ax.transAxes)
+    ax.set_axis_off()
+    return figure
+
+
+def expansion(tables: Tables) -> Figure:
+    """Draw norms of the terms by order at the largest depth, and what is left out."""
+    table = tables["expansion"].query("deepest")
+    figure, axes = style.panels(3, width=9.5, height=3.3)
+    for ax, activation in zip(axes[:2], ("tanh", "identity"), strict=True):
+        for start, look in zip(STARTS, _pair(), strict=True):
+            rows = table.query("activation == @activation and start == @start and order > 0")
+            for trained, filled in ((False, True), (True, False)):
+                _terms(ax, rows[rows["trained"] == trained], "norm", look, filled, start)
+        guide = table.query("activation == @activation and start == 'tied' and order > 0")
+        guide = guide[~guide["trained"]].groupby("order")["factorial"].mean()
+        ax.plot(guide, **style.GUIDE, label="$||T_1|| / k!$")
+        ax.set(yscale="log", xlabel="order $k$", title=_title(activation, table))
+    axes[0].set_ylabel("norm of the term $T_k$")
+    axes[0].legend(fontsize=6)
+    for start, look in zip(STARTS, _pair(), strict=True):
+        rows = table.query("activation == 'tanh' and start == @start and order > 0")
+        for trained, filled in ((False, True), (True, False)):
+            _terms(axes[2], rows[rows["trained"] == trained], "remainder", look, filled, start)
+    axes[2].set(
+        yscale="log",
+        xlabel="highest order kept",
+        ylabel="left out, relative to $X^L - X^0$",
+        title="tanh",
+    )
+    return figure
+
+
+def _title(activation: str, table: pd.DataFrame) -> str:
+    name = "linear blocks" if activation == "identity" else activation
+    return f"{name}, $L = {table['depth'].iloc[0]}$"
+
+
+def _pair() -> list[dict[str, Any]]:
+    return [LOOKS["mean_field"], {**LOOKS["vanilla"], "color": style.COLORS[1]}]
+
+
+def _terms(ax: Axes, rows: pd.DataFrame, column: str, look: dict, filled: bool, start: str) -> None:
+    points = rows.drop_duplicates("order")
+    points = points[points[f"{column}_mean"] > 0]
+    low = points[f"{column}_low"].clip(lower=points[f"{column}_mean"] / 10)
+    ax.fill_between(points["order"], low, points[f"{column}_high"], color=look["color"], alpha=0.15)
+    ax.plot(
+        points["order"],
+        points[f"{column}_mean"],
+        **look,
+        markerfacecolor=look["color"] if filled else "white",
+        label=f"{start}, {'at the start' if filled else 'trained'}",
+    )
+
+
+def gradient_scale(tables: Tables) -> Figure:
+    """Draw the adjoint over depth after training, its extremes over L, and gradients over L."""
+    adjoint = tables["adjoint"].query("activation == 'tanh' and trained and start == 'tied'")
+    gradients = tables["gradients"].query("activation == 'tanh'")
+    figure, axes = style.panels(3, width=9.5, height=3.3)
+    looks = style.looks(sorted(adjoint["depth"].unique()))
+    for depth, look in looks.items():
+        rows = adjoint[adjoint["depth"] == depth]
+        every = max(1, len(rows) // 6)
+        axes[0].plot(rows["time"], rows["mean"], **look, markevery=every, label=f"$L = {depth}$")
+    axes[0].set(
+        xlabel="time $t = l / L$",
+        ylabel=r"$||p(\cdot, t)||\; /\; ||p(\cdot, 1)||$",
+        title="adjoint, layers alike at the start, trained",
+    )
+    axes[0].legend(title="mean over seeds", fontsize=6.5, title_fontsize=6.5)
+    _extremes(axes[1], gradients.query("trained"))
+    _ratios(axes[2], gradients)
+    return figure
+
+
+def _extremes(ax: Axes, rows: pd.DataFrame) -> None:
+    names = {"adjoint_most": "greatest", "adjoint_least": "least", "adjoint_bound": "guaranteed"}
+    for (column, label), look in zip(names.items(), style.looks(list(names)).values(), strict=True):
+        ax.plot(rows["depth"], rows[column], ".", color=look["color"], alpha=0.3, markersize=3)
+        ax.plot(rows.groupby("depth")[column].median(), **look, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="layers $L$", ylabel="relative to the end")
+    ax.set_title("extremes of the adjoint over depth, trained")
+    _depths(ax, rows)
+    ax.legend(title="median and networks", fontsize=6.5, title_fontsize=6.5)
+
+
+def _ratios(ax: Axes, rows: pd.DataFrame) -> None:
+    for start, look in zip(STARTS, _pair(), strict=True):
+        for trained, filled in ((False, True), (True, False)):
+            chosen = rows[(rows["start"] == start) & (rows["trained"] == trained)]
+            label = f"{start}, {'trained' if trained else 'at the start'}"
+            ax.plot(
+                chosen.groupby("depth")["gradient_ratio"].median(),
+                **look,
+                markerfacecolor=look["color"] if filled else "white",
+                label=label,
+            )
+            x, y = chosen["depth"], chosen["gradient_ratio"]
+            ax.plot(x, y, ".", color=look["color"], alpha=0.3, markersize=3)
+    ax.axhline(1, **style.GUIDE)
+    ax.set(xscale="log", yscale="log", xlabel="layers $L$", title="gradients")
+    ax.set_ylabel("deep over two-layer, each over root of loss", fontsize=7)
+    _depths(ax, rows)
+    ax.legend(title="median and networks", fontsize=6, title_fontsize=6)
+
+
+def _depths(ax: Axes, rows: pd.DataFrame) -> None:
+    depths = sorted(rows["depth"].unique())
+    ax.set_xticks(depths, [str(depth) for depth in depths])
+    ax.set_xticks([], minor=True)
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.tick_params(axis="y", which="minor", labelsize=6)
