@@ -114,7 +114,9 @@ def save(
     scale
         The tables' scale, as it is to be shown.
     """
-    datasets = sorted({name for table in tables.values() for name in table["dataset"].dropna().unique()})
+    datasets = sorted(
+        {name for table in tables.values() for name in table["dataset"].dropna().unique()}
+    )
     origin = f"data: {', '.join(datasets)}   scale: {scale}"
     figure.supxlabel(origin, fontsize=6, color="0.4", x=0.995, ha="right")
     content = hashlib.sha256("".join(map(hash_file, paths)).encode()).hexdigest()

@@ -1,0 +1,221 @@
+"""Sorted tau: paired starts, the expansion's terms, adjoints, Table 1 and its power."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from statsmodels.stats.power import TTestPower
+
+from resnet_limits.models.ensembles import ACTIVATIONS, first_order, states, terms
+from resnet_limits.spec import load_study
+from resnet_limits.studies.sorted_tau import tables
+from resnet_limits.studies.sorted_tau.dense import Dense
+from resnet_limits.studies.sorted_tau.experiments import cost, resnet
+from resnet_limits.train import Context
+
+CPU = Context(torch.device("cpu"), Path("data"))
+STUDY = load_study("sorted_tau")
+
+
+def settings(experiment, place=0, **changes):
+    run = list(STUDY.experiment(experiment, "smoke").runs().values())[place]
+    return SimpleNamespace(**{**run["settings"], **changes})
+
+
+def network(depth=6, tied=False, scale=0.7):
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, generator=source, dtype=torch.float64)
+    layers = 1 if tied else depth
+    theta = torch.randn(2, layers, 3, 3, generator=source, dtype=torch.float64) * scale
+    return x, theta.expand(-1, depth, -1, -1)
+
+
+def test_linear_terms_are_binomial():
+    x, theta = network(tied=True)
+    power = x
+    for k, term in enumerate(terms(x, theta, "identity", 6)):
+        wanted = math.comb(6, k) / 6**k * power
+        torch.testing.assert_close(term, wanted, rtol=1e-12, atol=1e-14)
+        power = power @ theta[:, 0].mT
+
+
+def test_all_terms_of_a_linear_network_sum_to_its_output():
+    x, theta = network()
+    torch.testing.assert_close(
+        sum(terms(x, theta, "identity", 6)), states(x, theta, "identity")[-1]
+    )
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_terms_up_to_the_first_are_the_two_layer_network(activation):
+    x, theta = network()
+    zeroth, first = terms(x, theta, activation, 1)
+    torch.testing.assert_close(zeroth + first, first_order(x, theta, activation))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_the_remainder_has_the_next_order(activation, order):
+    """With blocks scaled by epsilon, what the terms leave out falls like epsilon^(order + 1)."""
+    x, theta = network()
+    series = terms(x, theta, activation, order)
+    sizes, sigma = (0.1, 0.05), ACTIVATIONS[activation]
+    errors = []
+    for epsilon in sizes:
+        end = x
+        for weights in theta.unbind(1):
+            end = end + epsilon * sigma(end @ weights.mT) / theta.shape[1]
+        kept = sum(term * epsilon**k for k, term in enumerate(series))
+        errors.append(float((end - kept).norm()))
+    slope = math.log(errors[0] / errors[1]) / math.log(sizes[0] / sizes[1])
+    assert slope == pytest.approx(order + 1, abs=0.15)
+
+
+def test_the_adjoint_of_linear_blocks_is_a_matrix_power():
+    dense = Dense(settings("dense", activation=["identity"], start=["tied"], depth=[8]), CPU)
+    loss, _, norms = dense._backward(dense.theta[0], "identity")
+    jacobian = torch.eye(16, dtype=torch.float64) + dense.theta[0][:, 0].detach() / 8
+    end = states(dense.x, dense.theta[0].detach(), "identity")[-1]
+    residual = torch.einsum("nsi,ni->ns", end, dense.w1) - dense.y
+    assert torch.allclose(loss, residual.square().mean(1) / 2)
+    adjoint = residual[..., None] * dense.w1[:, None]
+    for layer in range(8, -1, -1):
+        wanted = adjoint.square().sum(-1).mean(-1).sqrt()
+        torch.testing.assert_close(norms[:, layer], wanted)
+        adjoint = adjoint @ jacobian
+
+
+def test_gradients_are_those_of_autograd_on_the_plain_loss():
+    dense = Dense(settings("dense"), CPU)
+    losses = dense.step()
+    for place, theta in enumerate(dense.theta):
+        network = dense.cases[place]
+        value = theta.detach().clone().requires_grad_()
+        end = states(dense.x, value, network[0])[-1]
+        loss = 0.5 * ((end * dense.w1[:, None]).sum(-1) - dense.y).square().mean(-1)
+        (gradient,) = torch.autograd.grad(loss.sum(), [value])
+        torch.testing.assert_close(theta.grad, gradient)
+        seeds = len(dense.settings.seed)
+        torch.testing.assert_close(losses[place * seeds : (place + 1) * seeds], loss.detach())
+
+
+def test_the_guaranteed_adjoint_is_below_the_measured_one():
+    dense = Dense(settings("dense", activation=["tanh"]), CPU)
+    rows = dense.measure()
+    assert (rows["adjoint_bound"] <= rows["adjoint_least"]).all()
+    assert (rows["adjoint_least"] <= 1).all() and (rows["adjoint_most"] >= 1).all()
+
+
+def test_training_lowers_the_loss():
+    dense = Dense(settings("dense", activation=["tanh"], steps=40), CPU)
+    before = dense.step()
+    for _ in range(40):
+        dense.step()
+        dense.optimizer.step()
+    assert (dense.step() < before).all()
+
+
+def test_both_methods_start_with_the_same_network_and_batches():
+    vanilla, sorted_tau = (resnet(settings("resnet20", place), CPU) for place in (0, 1))
+    assert (vanilla.settings.method, sorted_tau.settings.method) == ("vanilla", "mean_field")
+    pd.testing.assert_frame_equal(vanilla.measure(), sorted_tau.measure())
+    assert torch.equal(vanilla.step(), sorted_tau.step())
+    sorted_tau.optimizer.step()
+    vanilla.optimizer.step()
+    assert not torch.equal(vanilla.step(), sorted_tau.step())
+
+
+def test_changes_of_order_are_counted_once_each():
+    trained = resnet(settings("resnet20", 1), CPU)
+    trained.step()
+    assert trained.measure_steps()["changes"].max() == 0
+    with torch.no_grad():
+        trained.network.tau[0][:2] = torch.tensor([2.0, 1.0])  # the first two blocks change places
+    trained.step()
+    trained.step()
+    steps = trained.measure_steps()
+    assert steps["changes"].unique().tolist() == [1]
+    first = steps.query("stage == 1").sort_values("place")
+    assert first["block"].tolist() == [1, 0, 2]
+    assert len(steps) == 9
+
+
+def test_cost_counts_one_parameter_a_block():
+    timed = cost(settings("cost"), CPU)
+    for _ in range(timed.steps):
+        timed.step()
+    rows = timed.measure()
+    assert len(rows) == timed.steps
+    assert (rows["mean_field_parameters"] - rows["vanilla_parameters"] == 9).all()
+    assert (rows["blocks"] == 9).all()
+    assert (rows[["vanilla_seconds", "mean_field_seconds"]] > 0).all().all()
+
+
+class FakeRun:
+    """A finished run with planted errors."""
+
+    def __init__(self, method, seed, error):
+        self.settings = {
+            **settings("resnet20").__dict__,
+            "network": "resnet20",
+            "method": method,
+            "seed": seed,
+        }
+        self.record = {"outcome": {"diverged": []}, "data": {"name": "planted"}}
+        self.error = error
+
+    def measurements(self, _probe):
+        row = {"step": 4, "seed": self.settings["seed"], "epoch": 2, "test_error": self.error}
+        return pd.DataFrame([row])
+
+
+def planted(differences):
+    source = np.random.default_rng(0)
+    runs = []
+    for seed, difference in enumerate(differences):
+        base = 8 + source.normal()
+        runs += [FakeRun("vanilla", seed, base), FakeRun("mean_field", seed, base + difference)]
+    return {"resnet20": runs, "deeper": []}
+
+
+def test_table1_pairs_seeds_and_names_what_was_not_run():
+    differences = [-0.6, -0.4, -0.5, -0.3]
+    table = tables.table1(planted(differences)).set_index("network")
+    row = table.loc["resnet20"]
+    assert row["difference"] == pytest.approx(np.mean(differences))
+    assert row["difference_low"] < row["difference"] < row["difference_high"] < 0
+    assert (row["paper_vanilla"], row["paper_mean_field"]) == (8.75, 8.19)
+    assert row["paper_schedule"] == "160 epochs, rate / 10 at 80 and 120"
+    assert (table.drop("resnet20")["status"] == "not run").all() and len(table) == 8
+    assert tables.pairs(planted([-0.1, 0.0, 0.2]))["wins"].tolist() == [1, 0, 0]
+
+
+def test_table1_says_what_the_pairs_could_have_shown():
+    differences = [-1.0, 0.5, -0.2, 0.7, -0.4]
+    row = tables.table1(planted(differences)).iloc[0]
+    spread, test = np.std(differences, ddof=1), TTestPower()
+    found = test.power(row["detectable"] / spread, len(differences), 0.05)
+    assert found == pytest.approx(0.8, abs=1e-3)
+    assert test.power(0.5 / spread, row["needed"], 0.05) >= 0.8
+    assert test.power(0.5 / spread, row["needed"] - 1, 0.05) < 0.8
+
+
+def test_tables_of_a_scale_without_image_runs_are_empty_but_there():
+    nothing = {"resnet20": [], "deeper": []}
+    assert len(tables.curves(nothing)) == len(tables.pairs(nothing)) == 0
+    assert len(tables.steps(nothing)) == 0
+    assert (tables.table1(nothing)["status"] == "not run").all()
+
+
+@pytest.mark.parametrize(("kind", "slope"), [("factorial", -1.0), ("geometric", 0.0)])
+def test_planted_series_have_their_slopes(monkeypatch, kind, slope):
+    orders = np.arange(11)
+    norms = 3.0**orders / ([math.factorial(k) for k in orders] if kind == "factorial" else 1)
+    rows = pd.DataFrame({"order": orders, "norm": norms, "seed": 0, "dataset": "planted"})
+    rows = rows.assign(activation="tanh", start="tied", depth=4, trained=False, deepest=True)
+    monkeypatch.setattr(tables, "_dense", lambda runs, probe: rows)
+    assert tables.expansion_slopes({})["slope"].iloc[0] == pytest.approx(slope, abs=1e-10)
