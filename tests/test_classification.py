@@ -105,7 +105,9 @@ def test_training_images_have_mean_zero_and_variance_one(images):
 def test_an_epochs_draw_depends_on_seed_and_epoch_alone():
     augmentation = {"pad": 4, "flip": True}
     first, again = (Draw.epoch(1000, augmentation, 3, 7) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True)
+    )
     assert torch.equal(first.rows.sort().values, torch.arange(1000))
     assert first.down.unique().tolist() == first.right.unique().tolist() == list(range(9))
     assert 0.4 < first.flipped.double().mean() < 0.6

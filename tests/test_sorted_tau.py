@@ -217,5 +217,5 @@ def test_planted_series_have_their_slopes(monkeypatch, kind, slope):
     norms = 3.0**orders / ([math.factorial(k) for k in orders] if kind == "factorial" else 1)
     rows = pd.DataFrame({"order": orders, "norm": norms, "seed": 0, "dataset": "planted"})
     rows = rows.assign(activation="tanh", start="tied", depth=4, trained=False, deepest=True)
-    monkeypatch.setattr(tables, "_dense", lambda runs, probe: rows)
+    monkeypatch.setattr(tables, "_dense", lambda *_: rows)
     assert tables.expansion_slopes({})["slope"].iloc[0] == pytest.approx(slope, abs=1e-10)

@@ -14,13 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats as scipy_stats
-from statsmodels.genmod import families
-from statsmodels.genmod.generalized_linear_model import GLM
-from statsmodels.regression.linear_model import OLS
-from statsmodels.stats.proportion import proportion_confint
-from statsmodels.tools import add_constant
-from statsmodels.tools.sm_exceptions import DomainWarning
+
+# statsmodels and scipy.stats take most of a second to import: functions that need them do so.
 
 CONFIDENCE = 0.95
 
@@ -71,6 +66,9 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> Line:
     TooFewError
         With fewer than three finite points.
     """
+    from statsmodels.regression.linear_model import OLS
+    from statsmodels.tools import add_constant
+
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     finite = np.isfinite(x) & np.isfinite(y)
     if finite.sum() < 3 or np.ptp(x[finite]) == 0:
@@ -120,6 +118,12 @@ def binomial_slope(rows: pd.DataFrame, x: str, failures: str, trials: str) -> Es
     Binomial regression with log link, which needs no special case for no failures at all. The
     dispersion is estimated (Pearson), since runs differ by more than their test points do.
     """
+    from statsmodels.genmod import families
+    from statsmodels.genmod.generalized_linear_model import GLM
+    from statsmodels.regression.linear_model import OLS
+    from statsmodels.tools import add_constant
+    from statsmodels.tools.sm_exceptions import DomainWarning
+
     if rows[x].nunique() < 2 or len(rows) < 3:
         raise TooFewError("a slope with an interval needs three runs at two sizes or more")
     total = rows[trials].to_numpy(dtype=float)
@@ -144,6 +148,8 @@ def means(rows: pd.DataFrame, by: str | list[str], value: str) -> pd.DataFrame:
 
     A group of one has no interval: its ends are not numbers.
     """
+    from scipy import stats as scipy_stats
+
     groups = rows.groupby(by, sort=False)[value]
     table = groups.agg(mean="mean", n="count").reset_index()
     critical = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(table["n"] - 1, 1))
@@ -157,6 +163,8 @@ def mean(rows: pd.DataFrame, value: str) -> Estimate:
 
 
 def _mean(values: np.ndarray) -> Estimate:
+    from scipy import stats as scipy_stats
+
     if len(values) < 2:
         raise TooFewError("an interval needs two observations or more")
     center, spread = float(values.mean()), float(scipy_stats.sem(values))
@@ -207,6 +215,8 @@ def proportion(rows: pd.DataFrame, holds: str, by: str | None = None) -> Estimat
 
     ``by`` names a column whose groups' shares go into the note.
     """
+    from statsmodels.stats.proportion import proportion_confint
+
     observed = rows.dropna(subset=[holds])
     if observed.empty:
         raise TooFewError("no rows")
@@ -226,6 +236,8 @@ def trend(rows: pd.DataFrame, x: str, y: str) -> Estimate:
 
     The interval is Bonett and Wright's (2000).
     """
+    from scipy import stats as scipy_stats
+
     pairs = rows[[x, y]].astype(float).dropna()
     if len(pairs) < 5:
         raise TooFewError("a rank correlation with an interval needs five points or more")
@@ -252,6 +264,8 @@ def halfway(rows: pd.DataFrame, x: str, holds: str) -> Estimate:
     TooFewError
         If all rows hold, or none does.
     """
+    from scipy import stats as scipy_stats
+
     counts = rows.groupby(x)[holds].agg(["sum", "count"])
     hits, total = counts["sum"].to_numpy(dtype=float), counts["count"].to_numpy(dtype=float)
     if hits.sum() in (0, total.sum()):

@@ -51,7 +51,12 @@ class Residual(Classification):
     def measure_steps(self) -> pd.DataFrame:
         """Each block's place and step, and in how many updates the order has changed so far."""
         rows = [
-            {"stage": stage, "place": place, "block": block, "size": float(step)}
+            {
+                "stage": stage,
+                "place": place,
+                "block": block,
+                "size": 1.0 if step is None else float(step.detach()),
+            }
             for stage, schedule in enumerate(self.network.steps(), start=1)
             for place, (block, step) in enumerate(schedule, start=1)
         ]
@@ -108,14 +113,14 @@ class Cost(Problem):
         frame = pd.DataFrame(self.seconds.numpy(), columns=[f"{m}_seconds" for m in METHODS])
         for method, model in self.networks.items():
             frame[f"{method}_parameters"] = sum(p.numel() for p in model.parameters())
-        blocks = sum(len(stage) for stage in self.networks["vanilla"].stages)
+        blocks = sum(len(row) for row in self.networks["vanilla"].steps())
         return frame.assign(repeat=range(len(frame)), blocks=blocks, **self.members[0])
 
     def _network(self, method: str) -> ResNet:
         settings = self.settings
         weights = generator(settings.seed, "weights")
         model = network(settings.network, 3, settings.classes, method, weights)
-        return model.to(self.device, memory_format=torch.channels_last)
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def _gradient(self, method: str) -> Tensor:
         model = self.networks[method]

@@ -64,7 +64,7 @@ def _point(ax: Axes, row: dict, column: str, place: float, look: dict) -> None:
 
 def _pairs(ax: Axes, pairs: pd.DataFrame, order: list[str]) -> None:
     for name, group in pairs.groupby("network"):
-        place = np.full(len(group), order.index(name) + 0.3)
+        place = np.full(len(group), order.index(str(name)) + 0.3)
         ax.plot(group["difference"], place, "|", color="0.5", markersize=4)
 
 
@@ -191,8 +191,8 @@ def expansion(tables: Tables) -> Figure:
             for trained, filled in ((False, True), (True, False)):
                 _terms(ax, rows[rows["trained"] == trained], "norm", look, filled, start)
         guide = table.query("activation == @activation and start == 'tied' and order > 0")
-        guide = guide[~guide["trained"]].groupby("order")["factorial"].mean()
-        ax.plot(guide, **style.GUIDE, label="$||T_1|| / k!$")
+        untrained = guide[~guide["trained"]].groupby("order")["factorial"]
+        ax.plot(untrained.mean(), **style.GUIDE, label="$||T_1|| / k!$")
         ax.set(yscale="log", xlabel="order $k$", title=_title(activation, table))
     axes[0].set_ylabel("norm of the term $T_k$")
     axes[0].legend(fontsize=6)

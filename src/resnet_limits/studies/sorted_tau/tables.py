@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import factorial
-from statsmodels.stats.power import TTestPower
 
 from resnet_limits.analysis import Runs
 from resnet_limits.record import Run, collect
@@ -90,6 +89,8 @@ def _schedule(epochs: int, milestones: list, factor: int) -> str:
 
 def _power(differences: pd.Series) -> dict[str, float]:
     """Return what so many pairs can detect, and how many find half a point, by their spread."""
+    from statsmodels.stats.power import TTestPower  # slow to import, and only needed here
+
     spread, n = float(differences.std()), len(differences)
     if n < 2 or spread == 0:
         return {"detectable": np.nan, "needed": np.nan}
@@ -134,7 +135,7 @@ def expansion(runs: Runs) -> pd.DataFrame:
         table = table.merge(summary.rename(columns=names), on=group)
     first = table[table["order"] == 1].set_index([*CASE, "trained", "seed"])["norm"]
     firsts = first.reindex(pd.MultiIndex.from_frame(table[[*CASE, "trained", "seed"]]))
-    return table.assign(factorial=firsts.to_numpy() / factorial(table["order"]))
+    return table.assign(factorial=firsts.to_numpy() / table["order"].map(math.factorial))
 
 
 def expansion_slopes(runs: Runs) -> pd.DataFrame:
