@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -278,13 +279,27 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
-def test_killed_training_ends_with_the_numbers_of_an_undisturbed_one(tmp_path):
-    config = slow_config(tmp_path)
+def image_config(folder):
+    """Return a configuration that trains an image network for a few seconds."""
+    arguments = ("sorted_tau", "resnet20", "resnet20_mean_field_seed0", "--scale", "smoke")
+    config = json.loads(command(folder, "config", *arguments).stdout)
+    config["settings"] |= {"epochs": 12, "schedule": {"kind": "cosine"}}
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize(("configure", "kills"), [(slow_config, 2), (image_config, 5)])
+def test_killed_training_ends_with_the_numbers_of_an_undisturbed_one(tmp_path, configure, kills):
+    config = configure(tmp_path)
     assert trainer(tmp_path, config, "whole").wait() == 0
-    for _ in range(3):
+    moments = random.Random(0)
+    for _ in range(kills):
         process = trainer(tmp_path, config, "killed")
-        wait_for((tmp_path / "killed/checkpoint.pt").exists)
-        time.sleep(0.3)
+        checkpoint = tmp_path / "killed/checkpoint.pt"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        wait_for(lambda: checkpoint.exists() and checkpoint.stat().st_mtime_ns > before)  # noqa: B023
+        time.sleep(moments.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "killed/record.json").exists()
