@@ -16,12 +16,13 @@ from resnet_limits.probes import Probe, log_spaced, member_rows
 from resnet_limits.random import generator
 from resnet_limits.train import Context, Data, Problem
 
-CASE = ("activation", "start", "depth")
 STEEPEST = {"sigmoid": 0.25, "tanh": 1.0, "identity": 1.0}
 
 
 class Dense(Problem):
-    """Networks of every depth and start, fitted by gradient descent; seeds are a tensor axis.
+    """Networks of every activation and depth, fitted by gradient descent.
+
+    Starts and seeds are a tensor axis.
 
     E = mean over samples of (<w1, X^L(x)> - y)^2 / 2 with X^0 = w2 x (Eq. 2 and 3); w1 and w2 are
     fixed. Learning rates are proportional to depth, which makes steps those of the gradient flow
@@ -30,21 +31,21 @@ class Dense(Problem):
 
     def __init__(self, settings: SimpleNamespace, context: Context) -> None:
         self.settings = settings
-        axes = (settings.activation, settings.start, settings.depth)
-        self.cases = list(itertools.product(*axes))
+        self.cases = list(itertools.product(settings.activation, settings.depth))
+        starts = list(itertools.product(settings.start, settings.seed))
         self.members = [
-            dict(zip(CASE, case, strict=True)) | {"seed": seed}
-            for case, seed in itertools.product(self.cases, settings.seed)
+            {"activation": activation, "depth": depth, "start": start, "seed": seed}
+            for (activation, depth), (start, seed) in itertools.product(self.cases, starts)
         ]
-        drawn = zip(*(draw(settings, seed) for seed in settings.seed), strict=True)
+        drawn = zip(*(draw(settings, seed) for _, seed in starts), strict=True)
         x, y, w1 = (torch.stack(tensors).to(context.device) for tensors in drawn)
         self.x, self.y, self.w1 = x, y, w1
         self.data = Data.of("gaussian", [x, y])
         self.theta = [
-            torch.stack([weights(settings, start, depth, seed) for seed in settings.seed])
+            torch.stack([weights(settings, start, depth, seed) for start, seed in starts])
             .to(context.device)
             .requires_grad_()
-            for _, start, depth in self.cases
+            for _, depth in self.cases
         ]
         self.steps = settings.steps
         self.optimizer = torch.optim.SGD(
@@ -99,19 +100,20 @@ class Dense(Problem):
 
     def measure_adjoint(self) -> pd.DataFrame:
         """||p(., t)|| over ||p(., 1)|| at every layer's time t = l / L."""
-        frames = []
-        for case, (theta, activation) in zip(self.cases, self._networks(), strict=True):
+        frames, members = [], iter(self.members)
+        for theta, activation in self._networks():
             _, _, adjoints = self._backward(theta, activation)
             times = np.linspace(0, 1, adjoints.shape[1])
-            for seed, values in zip(self.settings.seed, adjoints / adjoints[:, -1:], strict=True):
+            for values in adjoints / adjoints[:, -1:]:
                 frame = pd.DataFrame({"time": times, "ratio": values.cpu().numpy()})
-                frames.append(frame.assign(seed=seed, **dict(zip(CASE, case, strict=True))))
+                frames.append(frame.assign(**next(members)))
         return pd.concat(frames, ignore_index=True)
 
     def measure_terms(self) -> pd.DataFrame:
         """Norms of the expansion's terms, and of what the terms up to each order leave out."""
         frames = []
-        for case, (theta, activation) in zip(self.cases, self._networks(), strict=True):
+        for place, (theta, activation) in enumerate(self._networks()):
+            members = self.members[place * len(theta) : (place + 1) * len(theta)]
             with torch.no_grad():
                 series = terms(self.x, theta, activation, self.settings.order)
                 end = states(self.x, theta, activation)[-1]
@@ -119,14 +121,12 @@ class Dense(Problem):
             rest = end
             for k, term in enumerate(series):
                 rest = rest - term
-                frame = pd.DataFrame({"seed": self.settings.seed, "order": k})
-                frame["norm"] = self._norm(term).cpu().numpy()
-                frame["remainder"] = (self._norm(rest) / total).cpu().numpy()
-                frames.append(frame.assign(**dict(zip(CASE, case, strict=True))))
+                measured = {"norm": self._norm(term), "remainder": self._norm(rest) / total}
+                frames.append(member_rows(members, **measured).assign(order=k))
         return pd.concat(frames, ignore_index=True)
 
     def _networks(self) -> Iterator[tuple[Tensor, str]]:
-        for (activation, _, _), theta in zip(self.cases, self.theta, strict=True):
+        for (activation, _), theta in zip(self.cases, self.theta, strict=True):
             yield theta, activation
 
     def _loss(self, end: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Dense(Problem):
         return (output - self.y).square().mean(1) / 2
 
     def _backward(self, theta: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return losses, gradient norms, and the adjoint's norms, shape ``(seeds, L + 1)``."""
+        """Return losses, gradient norms, and the adjoint's norms ``(networks, L + 1)``."""
         x = self.x.detach().requires_grad_()
         path = states(x, theta, activation)
         loss = self._loss(path[-1])
@@ -151,7 +151,7 @@ class Dense(Problem):
 
     @staticmethod
     def _norm(values: Tensor) -> Tensor:
-        """Return root mean square over samples of vectors' norms, ``(seeds,)``."""
+        """Return root mean square over samples of vectors' norms, ``(networks,)``."""
         return values.detach().square().sum(-1).mean(-1).sqrt()
 
 
