@@ -88,6 +88,12 @@ def _progress(options: argparse.Namespace) -> None:
     follow(options.results, options.scale, options.watch)
 
 
+def _data(options: argparse.Namespace) -> None:
+    from resnet_limits.data.images import prepare
+
+    prepare(options.names, options.data_root, options.stamp)
+
+
 def _document(options: argparse.Namespace) -> None:
     from resnet_limits.document import update_readme
 
@@ -147,6 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     progress.add_argument("--results", type=Path, default=Path("results"))
     progress.add_argument("--watch", action="store_true", help="refresh until interrupted")
     progress.set_defaults(run=_progress)
+
+    data = commands.add_parser("data", help="find or download image data sets, and decode them")
+    data.add_argument("names", nargs="+", metavar="name", help="cifar10, cifar100, mnist, digits")
+    data.add_argument("--data-root", type=Path, default=Path("data"))
+    data.add_argument("--stamp", type=Path, help="write what is known of the (one) data set here")
+    data.set_defaults(run=_data)
 
     document = commands.add_parser("document", help="renew the settings table of a study's README")
     document.add_argument("studies", nargs="+", metavar="study")
