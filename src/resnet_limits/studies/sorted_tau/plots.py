@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from resnet_limits import style
 
@@ -98,21 +101,29 @@ def _legend(ax: Axes, table: pd.DataFrame) -> None:
 def curves(tables: Tables) -> Figure:
     """Draw training and test error over epochs, a row of panels a network."""
     table = tables["curves"]
-    names = [name for name in NETWORKS if name in set(table["network"])]
-    figure, axes = style.panels(max(2 * len(names), 1), width=3.2 * max(2 * len(names), 1))
+    names = _run(table)
+    figure, axes = plt.subplots(
+        len(names) or 1, 2, figsize=(7.0, 2.8 * (len(names) or 1)), squeeze=False
+    )
     if not names:
         return _nothing(figure, axes[0])
-    for place, name in enumerate(names):
-        rows = table[table["network"] == name]
+    for row, name in zip(axes, names, strict=True):
+        rows = table[(table["network"] == name) & (table["epoch"] > 0)]
         for ax, (column, label) in zip(
-            axes[2 * place : 2 * place + 2],
-            (("train_error", "training"), ("test_error", "test")),
-            strict=True,
+            row, (("train_error", "training"), ("test_error", "test")), strict=True
         ):
-            _curves(ax, rows.query("epoch > 0"), column)
-            ax.set(xlabel="epoch", ylabel=f"{label} error in %", title=NETWORKS[name])
-    axes[0].legend(title="mean and seeds", fontsize=7, title_fontsize=7)
+            _curves(ax, rows, column)
+            ax.set(ylabel=f"{label} error in %", title=NETWORKS[name])
+    for ax in axes[-1]:
+        ax.set_xlabel("epoch")
+    for ax in axes.flat:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0][0].legend(title="mean and seeds", fontsize=7, title_fontsize=7)
     return figure
+
+
+def _run(table: pd.DataFrame) -> list[str]:
+    return [name for name in NETWORKS if name in set(table["network"])]
 
 
 def _curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
@@ -124,29 +135,38 @@ def _curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
         every = max(1, len(mean) // 8)
         ax.plot(mean, **look, markevery=every, label=LABELS[method])
     ax.set_yscale("log")
+    _plain_numbers(ax)
+
+
+def _plain_numbers(ax: Axes) -> None:
+    """Write 0.1 and not a power; between decades only where there are few."""
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
-    ax.tick_params(axis="y", which="minor", labelsize=6)
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.3, 0.5)))
+    ax.tick_params(axis="y", which="minor", labelsize=6.5)
 
 
 def steps(tables: Tables) -> Figure:
     """Draw learnt steps over depth at the end, and the updates that changed the order."""
     table = tables["steps"]
-    names = [name for name in NETWORKS if name in set(table["network"])]
+    names = _run(table)
     figure, axes = style.panels(len(names) + 1, width=3.2 * (len(names) + 1), height=3.2)
     if not names:
-        return _nothing(figure, axes[0])
+        return _nothing(figure, axes)
     for ax, name in zip(axes[:-1], names, strict=True):
         _steps(ax, table[table["network"] == name])
-        ax.set(xlabel="place in the order of execution", title=NETWORKS[name])
+        ax.set(xlabel="place in the order of execution")
+        ax.set_title(NETWORKS[name], loc="right")
     axes[0].set_ylabel(r"step $\tau^{l} - \tau^{l-1}$ at the end")
     for look, name in zip(style.looks(names).values(), names, strict=True):
         rows = table[table["network"] == name]
         counts = rows.groupby(["seed", "epoch"])["changes"].first().unstack("seed")
         axes[-1].plot(counts, color=look["color"], alpha=0.3, linewidth=0.6)
         axes[-1].plot(counts.mean(axis=1), **look, label=NETWORKS[name])
-    axes[-1].set(xlabel="epoch", ylabel="updates that changed the order", ylim=(-0.5, None))
-    axes[-1].legend(title="mean and seeds", fontsize=7, title_fontsize=7)
+    most = max(1, table["changes"].max())
+    axes[-1].set(xlabel="epoch", ylabel="updates that changed the order")
+    axes[-1].set_ylim(-0.03 * most, 1.3 * most)  # room for the legend
+    axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].legend(title="mean and seeds", loc="upper left", fontsize=7, title_fontsize=7)
     return figure
 
 
@@ -162,7 +182,8 @@ def _steps(ax: Axes, rows: pd.DataFrame) -> None:
     mean = last["size"].groupby(depth).mean()
     ax.plot(mean, "_", color=style.COLORS[0], markersize=12, markeredgewidth=1.5)
     ax.axhline(1, **style.GUIDE)
-    style.label_guide(ax, "vanilla", (0.6, 1))
+    ax.set_title("every seed, mean; 1 is vanilla", loc="left", fontsize=6.5, color="0.35")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for stage in range(1, 3):
         ax.axvline(stage * blocks + 0.5, color="0.8", linewidth=1)
     for stage in range(3):
@@ -175,9 +196,10 @@ def _top(ax: Axes) -> dict[str, Any]:
     return {"fontsize": 6.5, "color": "0.35", **where}
 
 
-def _nothing(figure: Figure, ax: Axes) -> Figure:
-    ax.text(0.5, 0.5, "not run at this scale", ha="center", transform=ax.transAxes)
-    ax.set_axis_off()
+def _nothing(figure: Figure, axes: Iterable[Axes]) -> Figure:
+    for ax in axes:
+        ax.text(0.5, 0.5, "not run at this scale", ha="center", transform=ax.transAxes)
+        ax.set_axis_off()
     return figure
 
 
@@ -261,7 +283,7 @@ def _extremes(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set(xscale="log", yscale="log", xlabel="layers $L$", ylabel="relative to the end")
     ax.set_title("extremes of the adjoint over depth, trained")
     _depths(ax, rows)
-    ax.legend(title="median and networks", fontsize=6.5, title_fontsize=6.5)
+    ax.legend(title="median and networks", loc="lower right", fontsize=6.5, title_fontsize=6.5)
 
 
 def _ratios(ax: Axes, rows: pd.DataFrame) -> None:
@@ -281,13 +303,12 @@ def _ratios(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set(xscale="log", yscale="log", xlabel="layers $L$", title="gradients")
     ax.set_ylabel("deep over two-layer, each over root of loss", fontsize=7)
     _depths(ax, rows)
-    ax.legend(title="median and networks", fontsize=6, title_fontsize=6)
+    ax.set_ylim(bottom=rows["gradient_ratio"].min() / 4)  # room for the legend
+    ax.legend(title="median and networks", loc="lower left", fontsize=6, title_fontsize=6)
 
 
 def _depths(ax: Axes, rows: pd.DataFrame) -> None:
     depths = sorted(rows["depth"].unique())
     ax.set_xticks(depths, [str(depth) for depth in depths])
     ax.set_xticks([], minor=True)
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
-    ax.tick_params(axis="y", which="minor", labelsize=6)
+    _plain_numbers(ax)
