@@ -148,8 +148,8 @@ class ResNet(nn.Module):
 
     Attributes
     ----------
-    undecayed
-        Names of the parameters that weight decay should leave alone: tau.
+    tau
+        Each stage's times, in the order that its blocks were made in; empty unless trained.
     """
 
     def __init__(
@@ -167,12 +167,15 @@ class ResNet(nn.Module):
         self._first_stays = [blocks[0].changes_shape for blocks in stages]
 
     @property
-    def undecayed(self) -> tuple[str, ...]:
-        """Return tau's names, as in ``named_parameters``."""
-        return tuple(name for name, _ in self.named_parameters() if name.startswith("tau."))
+    def undecayed(self) -> list[str]:
+        """Names of the parameters that weight decay should leave alone: tau."""
+        return [name for name, _ in self.named_parameters() if name.startswith("tau.")]
 
     def steps(self) -> list[list[Timed]]:
-        """Return each stage's blocks and steps tau^l - tau^{l-1} in the order they run in."""
+        """Return each stage's blocks and steps tau^l - tau^{l-1} in the order they run in.
+
+        Steps are differentiable by tau.
+        """
         if not self.tau:
             return self._vanilla
         tau, order = torch.stack(list(self.tau)).sort(stable=True)
