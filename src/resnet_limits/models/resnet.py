@@ -82,9 +82,10 @@ def network(
     ----------
     name
         The ``resnet``s are those of He et al. (2016) for CIFAR: 6n + 2 layers in basic blocks, or
-        for ``resnet164`` bottlenecks; shortcuts of option A (assumed). ``resnext29_8x64d`` and
-        ``resnext29_16x64d`` are those of Xie et al. (2017) with pre-activation; their projections
-        see the activations and have no batch norm of their own (assumed, as He et al. have it).
+        for ``resnet164`` bottlenecks; shortcuts of option A (assumed; the code of He et al. (2016)
+        projects). ``resnext29_8x64d`` and ``resnext29_16x64d`` are those of Xie et al. (2017) with
+        pre-activation; their projections see the activations and have no batch norm of their own
+        (assumed, as in the code of He et al.).
     channels, classes
         Of the images.
     method
@@ -196,7 +197,7 @@ class ResNet(nn.Module):
         for blocks, schedule in zip(self.stages, self.steps(), strict=True):
             x = _run(list(blocks.children()), schedule, x)
         x = F.relu(self.norm(x), inplace=True)
-        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return self.classifier(x.mean((2, 3)))
 
 
 def _run(blocks: Sequence[nn.Module], schedule: Sequence[Timed], x: Tensor) -> Tensor:
