@@ -82,9 +82,10 @@ def network(
     ----------
     name
         The ``resnet``s are those of He et al. (2016) for CIFAR: 6n + 2 layers in basic blocks, or
-        for ``resnet164`` bottlenecks; shortcuts of option A (assumed). ``resnext29_8x64d`` and
-        ``resnext29_16x64d`` are those of Xie et al. (2017) with pre-activation; their projections
-        see the activations and have no batch norm of their own (assumed, as He et al. have it).
+        for ``resnet164`` bottlenecks; shortcuts of option A (assumed; the code of He et al. (2016)
+        projects). ``resnext29_8x64d`` and ``resnext29_16x64d`` are those of Xie et al. (2017) with
+        pre-activation; their projections see the activations and have no batch norm of their own
+        (assumed, as in the code of He et al.).
     channels, classes
         Of the images.
     method
@@ -148,8 +149,8 @@ class ResNet(nn.Module):
 
     Attributes
     ----------
-    undecayed
-        Names of the parameters that weight decay should leave alone: tau.
+    tau
+        Each stage's times, in the order that its blocks were made in; empty unless trained.
     """
 
     def __init__(
@@ -167,12 +168,15 @@ class ResNet(nn.Module):
         self._first_stays = [blocks[0].changes_shape for blocks in stages]
 
     @property
-    def undecayed(self) -> tuple[str, ...]:
-        """Return tau's names, as in ``named_parameters``."""
-        return tuple(name for name, _ in self.named_parameters() if name.startswith("tau."))
+    def undecayed(self) -> list[str]:
+        """Names of the parameters that weight decay should leave alone: tau."""
+        return [name for name, _ in self.named_parameters() if name.startswith("tau.")]
 
     def steps(self) -> list[list[Timed]]:
-        """Return each stage's blocks and steps tau^l - tau^{l-1} in the order they run in."""
+        """Return each stage's blocks and steps tau^l - tau^{l-1} in the order they run in.
+
+        Steps are differentiable by tau.
+        """
         if not self.tau:
             return self._vanilla
         tau, order = torch.stack(list(self.tau)).sort(stable=True)
@@ -193,7 +197,7 @@ class ResNet(nn.Module):
         for blocks, schedule in zip(self.stages, self.steps(), strict=True):
             x = _run(list(blocks.children()), schedule, x)
         x = F.relu(self.norm(x), inplace=True)
-        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return self.classifier(x.mean((2, 3)))
 
 
 def _run(blocks: Sequence[nn.Module], schedule: Sequence[Timed], x: Tensor) -> Tensor:
