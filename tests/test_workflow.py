@@ -76,6 +76,13 @@ def jobs(result):
     return re.findall(r"^(?:local)?rule (\w+):", result.stderr, flags=re.MULTILINE)
 
 
+def planned(folder, *arguments):
+    """Names of the rules that a dry run lists."""
+    result = snakemake(folder, "-n", *arguments)
+    assert result.returncode == 0, result.stderr
+    return set(re.findall(r"^(?:local)?rule (\w+):", result.stdout, flags=re.MULTILINE))
+
+
 def test_whole_graph_makes_report_claims_and_figures(smoke):
     page = (smoke / "results/smoke/report.html").read_text()
     assert "<script" not in page
@@ -143,9 +150,9 @@ def test_editing_claims_or_plots_makes_their_results_again(smoke):
             capture_output=True,
             text=True,
         )
-        planned = re.findall(r"^rule (\w+):", result.stdout, flags=re.MULTILINE)
-        assert rules <= set(planned), result.stdout
-        assert "train" not in planned
+        found = re.findall(r"^rule (\w+):", result.stdout, flags=re.MULTILINE)
+        assert rules <= set(found), result.stdout
+        assert "train" not in found
 
 
 def test_a_failed_job_says_why_on_the_console(smoke):
@@ -334,6 +341,46 @@ def test_killed_snakemake_and_its_orphan(project, smoke):
         json.loads((folder / RUN / "record.json").read_text()) for folder in (project, smoke)
     )
     assert rerun["files"] == undisturbed["files"]
+
+
+PAPER_RUN = "results/paper/sorted_tau/resnet20/resnet20_vanilla_seed0/record.json"
+
+
+def test_a_training_waits_for_its_data_set(project):
+    assert planned(project, PAPER_RUN) == {"data_set", "train"}
+    stamp = project / "results/data/cifar10.json"
+    stamp.parent.mkdir(parents=True)
+    stamp.write_text("{}")
+    assert planned(project, PAPER_RUN) == {"train"}
+
+
+def test_a_record_from_elsewhere_needs_no_data(project):
+    for name in ("record.json", "metrics.csv"):
+        path = project / PAPER_RUN.replace("record.json", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("copied")
+    assert planned(project, PAPER_RUN) == set()
+
+
+def test_data_that_cannot_be_had_is_one_clear_message(project):
+    """The data root cannot be written, so that no download is tried."""
+    (project / "in_the_way").write_text("")
+    result = snakemake(project, "data", "--config", "scale=paper", "data_root=in_the_way")
+    assert_clear(result, ["in_the_way", "data_root"])
+    assert not list((project / "results/data").glob("*.json"))
+
+
+def test_scales_without_image_files_fetch_nothing(project):
+    for scale in ("smoke", "quick", "recorded"):
+        assert planned(project, "data", "--config", f"scale={scale}") == {"data"}
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 1), ("cpu", 0)])
+def test_image_trainings_ask_for_a_gpu_where_one_is_wanted(project, device, gpus):
+    (project / "results/data").mkdir(parents=True)
+    (project / "results/data/cifar10.json").write_text("{}")
+    result = snakemake(project, "-n", PAPER_RUN, "--config", f"device={device}")
+    assert f"gpu={gpus}," in result.stdout + result.stderr
 
 
 def test_progress_shows_what_is_under_way(tmp_path):
