@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -25,6 +24,7 @@ from resnet_limits.data.sources import (
 )
 from resnet_limits.errors import UserError, require_known
 from resnet_limits.files import write_whole
+from resnet_limits.locks import locked
 
 DECODED = "decoded"  # folder in the data root
 DIGITS_TEST = 360  # of 1797 images
@@ -232,7 +232,7 @@ def _decode_once(name: str, root: Path) -> Images:
     """Decode, while other processes that want the same wait and then find it done."""
     folder = root / DECODED
     try:
-        with _locked(folder / f".{name}.lock"):
+        with locked(folder / f".{name}.lock"):
             loaded = _load_decoded(name, root)
             if loaded is not None:
                 return loaded
@@ -243,14 +243,6 @@ def _decode_once(name: str, root: Path) -> Images:
             f"{error.filename or folder}: {error.strerror or error}. The data root must be "
             f"writable, with room for the decoded images; to use another, {SET_DATA_ROOT}."
         ) from None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager
