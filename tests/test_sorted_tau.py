@@ -189,7 +189,7 @@ def test_table1_pairs_seeds_and_names_what_was_not_run():
     assert row["difference"] == pytest.approx(np.mean(differences))
     assert row["difference_low"] < row["difference"] < row["difference_high"] < 0
     assert (row["paper_vanilla"], row["paper_mean_field"]) == (8.75, 8.19)
-    assert row["paper_schedule"] == "160 epochs, rate / 10 at 80 and 120"
+    assert row["paper_schedule"] == "160 epochs, /10 at 80, 120"
     assert (table.drop("resnet20")["status"] == "not run").all() and len(table) == 8
     assert tables.pairs(planted([-0.1, 0.0, 0.2]))["wins"].tolist() == [1, 0, 0]
 

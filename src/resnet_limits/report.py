@@ -63,7 +63,6 @@ def render(sections: Sequence[Section], scale: str) -> str:
     """Return the page's HTML."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = _number
-    environment.filters["cell"] = _cell
     environment.filters["slug"] = lambda verdict: verdict.replace(" ", "-")
     template = resources.files("resnet_limits").joinpath("report.html.j2").read_text("utf-8")
     claims = [claim for section in sections for claim in section.claims]
@@ -90,7 +89,7 @@ def _section(study: Study, scale: str, results: Path, figures: Path) -> Section:
     images = {name: _image(figures / scale / study.name / f"{name}.png") for name in study.figures}
     verdicts = _claims(results / scale / study.name / "claims.json")
     tables = {
-        name: read_table(results, scale, study.name, name)
+        name: with_intervals(read_table(results, scale, study.name, name))
         for name, table in study.tables.items()
         if table.get("shown")
     }
@@ -131,6 +130,22 @@ def _run_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
+
+
+def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table for people: ``x``, ``x_low`` and ``x_high`` as one column.
+
+    Numbers get four digits; what is missing stays empty.
+    """
+    shown = table.map(_cell)
+    for column in table.columns:
+        ends = [f"{column}_low", f"{column}_high"]
+        if set(ends) <= set(table.columns):
+            low, high = (shown[end] for end in ends)
+            interval = (" [" + low + ", " + high + "]").where(table[ends].notna().all(axis=1), "")
+            shown[column] += interval
+            shown = shown.drop(columns=ends)
+    return shown
 
 
 def _cell(value: Any) -> str:

@@ -54,7 +54,7 @@ def table1(runs: Runs) -> pd.DataFrame:
                 "network": name,
                 **row,
                 **{f"paper_{method}": paper[method] for method in METHODS},
-                "paper_difference": paper["mean_field"] - paper["vanilla"],
+                "paper_difference": round(paper["mean_field"] - paper["vanilla"], 2),
                 "paper_dataset": paper["dataset"],
                 "paper_schedule": _schedule(paper["epochs"], paper["milestones"].split(), 10),
             }
@@ -63,10 +63,11 @@ def table1(runs: Runs) -> pd.DataFrame:
 
 
 TABLE1 = [
-    "network", "status", "dataset", "schedule", "pairs",
-    "vanilla", "vanilla_low", "vanilla_high", "mean_field", "mean_field_low", "mean_field_high",
-    "difference", "difference_low", "difference_high", "detectable", "needed",
-    "paper_vanilla", "paper_mean_field", "paper_difference", "paper_dataset", "paper_schedule",
+    "network", "status",
+    "vanilla", "vanilla_low", "vanilla_high", "paper_vanilla",
+    "mean_field", "mean_field_low", "mean_field_high", "paper_mean_field",
+    "difference", "difference_low", "difference_high", "paper_difference",
+    "pairs", "detectable", "needed", "dataset", "schedule", "paper_dataset", "paper_schedule",
 ]  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def _measured(ours: pd.DataFrame, run: Run) -> dict[str, Any]:
 
 
 def _schedule(epochs: int, milestones: list, factor: int) -> str:
-    at = f", rate / {factor} at {' and '.join(map(str, milestones))}" if milestones else ""
+    at = f", /{factor} at {', '.join(map(str, milestones))}" if milestones else ""
     return f"{epochs} epochs{at}"
 
 
