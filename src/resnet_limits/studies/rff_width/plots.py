@@ -11,6 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnet_limits import style
+from resnet_limits.studies.rff_width.image_plots import (  # noqa: F401 (found by name)
+    cifar,
+    mnist_channels,
+    mnist_layers,
+)
 
 KERNELS = {
     "gaussian": "Gaussian",

@@ -14,6 +14,13 @@ from resnet_limits.probes import log_spaced
 from resnet_limits.record import Run, collect
 from resnet_limits.stats import Estimate, Line, TooFewError, fit_line, halfway, log_line, means
 from resnet_limits.studies.rff_width import bounds
+from resnet_limits.studies.rff_width.image_tables import (  # noqa: F401 (found by name)
+    cifar_curves,
+    cifar_final,
+    image_means,
+    mnist_curves,
+    mnist_final,
+)
 
 LINEAR = 0.9  # r^2 from which a decay is called linear on the log axis
 UNSATURATED = 2.0  # widths r >= this times N enter the slope of the eigenvalues' error
