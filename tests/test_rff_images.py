@@ -206,4 +206,6 @@ def test_claims_of_planted_results():
     assert apart["mnist_generalizes"] == apart["cifar_generalizes"] == "not reproduced"
     assert set(verdicts(planted(seeds=1)).values()) == {"inconclusive"}
     assert set(verdicts(planted(), "quick").values()) == {"not tested"}
-    assert verdicts(planted(), "laptop")["mnist_fits"] == "not tested"
+    laptop = verdicts(planted(), "laptop")
+    assert laptop["mnist_fits"] == laptop["mnist_generalizes"] == "not tested"
+    assert laptop["mnist_generalizes_pretrained"] == "reproduced"

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from resnet_limits import style
 
@@ -97,10 +97,14 @@ def _grid(panels: dict[str, pd.DataFrame], lines: str) -> Figure:
 
 
 def _plain_numbers(ax: Axes) -> None:
-    """Write 0.1 for 10^-1, and the numbers between where there are no powers of ten to read."""
+    """Write 0.1 for 10^-1, and where there are few powers of ten twice and five times them."""
     low, high = ax.get_ylim()
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+    if high < 100 * low:
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        ax.yaxis.set_minor_formatter("{x:g}")
+    else:
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _looks(table: pd.DataFrame, lines: str) -> dict[tuple[Any, str], dict[str, Any]]:
