@@ -149,6 +149,9 @@ def test_tables_and_figures(runs, tmp_path):
             lines = [line for ax in figure.axes for line in ax.get_lines()]
             assert len(lines) == 2 * 2  # two networks, loss and error
             style.save(figure, tmp_path / name, made, [], "smoke")
+    for claim in load_study(STUDY).claims:
+        if claim["table"] in made:
+            assert set(claim.get("select", {})) <= set(made[claim["table"]].columns)
 
 
 def test_tables_and_figures_of_a_scale_that_runs_none():
