@@ -243,7 +243,8 @@ class _Midpoint(torch.autograd.Function):
             first, hidden = stages.residual(z, stage)
             middle = torch.add(z, first, alpha=step / 2)
             second, hidden_in_the_middle = stages.residual(middle, stage + 1)
-            kept += [(z, hidden), (middle, hidden_in_the_middle)]
+            if any(ctx.needs_input_grad):
+                kept += [(z, hidden), (middle, hidden_in_the_middle)]
             z = torch.add(z, second, alpha=step)
         ctx.save_for_backward(inner, outer)
         ctx.stages = stages
