@@ -29,7 +29,7 @@ SHORT = {
     "paper_scaling": {},
     "long_time": {"steps": 40, "times": [0, 5, 40]},
     "relu_counterexample": {"steps": 60},
-    "cifar": {"batch": 16},
+    "cifar": {},
 }
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from resnet_limits import style
 
@@ -96,12 +96,7 @@ def table1(tables: Tables) -> Figure:
     ratio.axvline(table["threshold"].iloc[0], **style.GUIDE, label="threshold")
     ratio.set(xscale="log", xlabel="von Neumann ratio of the trained weights", xlim=(None, 4))
     ratio.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
-    beside = ratio.get_yaxis_transform()
-    ratio.text(1.02, len(table) - 0.35, "smooth?  ours | paper", transform=beside, fontsize=7)
-    marks = zip(places.tolist(), table["smooth"], table["paper_smooth"], strict=True)
-    for place, ours, theirs in marks:
-        verdict = f"{_verdict(ours)} | {_verdict(theirs)}"
-        ratio.text(1.12, place, verdict, transform=beside, fontsize=8, va="center")
+    _verdicts(ratio, places, {"ours": table["smooth"], "paper's": table["paper_smooth"]})
     return figure
 
 
@@ -131,6 +126,7 @@ def cifar_weights(tables: Tables) -> Figure:
         title = f"{_ACTIVATIONS[activation]}, {_INITS[init]}"
         ax.set_title(f"{title}\nratio of {both}", fontsize=7.5)
         ax.tick_params(labelsize=7)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for ax in grid[-1]:
         ax.set_xlabel("layer $k$")
     for ax in grid[:, 0]:
@@ -151,7 +147,12 @@ def successive_distance(tables: Tables) -> Figure:
             rows = table.query("activation == @activation and init == @init and mean > 0")
             shift = 0.12 * (place - (len(inits) - 1) / 2)
             for mask, fill in ((rows["epoch"] == 0, "white"), (rows["last"], look["color"])):
-                points = rows[mask].set_index("convolution").reindex(list(_CONVOLUTIONS)).dropna()
+                points = (
+                    rows[mask]
+                    .set_index("convolution")
+                    .reindex(list(_CONVOLUTIONS))
+                    .dropna(subset="mean")
+                )
                 at = [list(_CONVOLUTIONS).index(name) + 1 + shift for name in points.index]
                 ax.errorbar(
                     at,
@@ -478,11 +479,21 @@ def _points(
         ax.annotate(
             f"{mean:.3g}",
             (mean, place),
-            xytext=(0, 4),
+            xytext=(6, 0),
             textcoords="offset points",
             fontsize=6.5,
-            ha="center",
+            va="center",
         )
+
+
+def _verdicts(ax: Axes, places: np.ndarray, columns: dict[str, pd.Series]) -> None:
+    """Write columns of verdicts to the right of a panel."""
+    look: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "fontsize": 8, "ha": "center"}
+    ax.text(1.11, len(places) - 0.1, "smooth?", **look)
+    for at, (name, verdicts) in zip((1.06, 1.16), columns.items(), strict=True):
+        ax.text(at, len(places) - 0.5, name, **look)
+        for place, verdict in zip(places, verdicts, strict=True):
+            ax.text(at, place, _verdict(verdict), va="center", **look)
 
 
 def _verdict(smooth: Any) -> str:
