@@ -18,7 +18,7 @@ from resnet_limits.models.descent import DescendingChain, MovingWeights, train_c
 from resnet_limits.record import read_record, read_run
 from resnet_limits.spec import load_study
 from resnet_limits.stats import log_line
-from resnet_limits.studies.weight_smoothness import experiments, tables, trajectory
+from resnet_limits.studies.weight_smoothness import experiments, images, tables, trajectory
 
 STUDY = load_study("weight_smoothness")
 CONTEXT = train.Context(torch.device("cpu"), Path())
@@ -29,6 +29,7 @@ SHORT = {
     "paper_scaling": {},
     "long_time": {"steps": 40, "times": [0, 5, 40]},
     "relu_counterexample": {"steps": 60},
+    "cifar": {},
 }
 
 
@@ -40,7 +41,10 @@ def config(experiment, run, **changes):
 
 def problem(experiment, run, **changes):
     settings = SimpleNamespace(**config(experiment, run, **changes)["settings"])
-    return getattr(experiments, STUDY.experiments[experiment]["problem"])(settings, CONTEXT)
+    module, function = STUDY.builder(experiment)
+    return getattr({"experiments": experiments, "images": images}[module], function)(
+        settings, CONTEXT
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,8 @@ def test_every_run_finishes(trained):
     for runs in trained.values():
         for run in runs:
             assert run.record["outcome"]["state"] == "finished"
-            assert run.record["outcome"]["steps"] == run.settings["steps"]
+            last = run.settings.get("steps", run.measurements()["step"].max())
+            assert run.record["outcome"]["steps"] == last
 
 
 @pytest.mark.parametrize("name", STUDY.tables)
@@ -67,7 +72,7 @@ def test_tables_are_tidy(trained, name):
     runs = {experiment: trained[experiment] for experiment in STUDY.tables[name]["experiments"]}
     table = getattr(tables, name)(runs)
     assert len(table)
-    assert set(table["dataset"]) <= {"gaussian", "one_sample"}
+    assert set(table["dataset"]) <= {"gaussian", "one_sample", "digits"}
     assert not table.duplicated().any()
 
 
@@ -132,7 +137,10 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize(("experiment", "run"), [("large_depth", "seed0"), ("long_time", "seed0")])
+@pytest.mark.parametrize(
+    ("experiment", "run"),
+    [("large_depth", "seed0"), ("long_time", "seed0"), ("cifar", "gelu_weight_tied_seed0")],
+)
 def test_resumed_run_has_the_same_bits(trained, tmp_path, experiment, run):
     whole = trained[experiment][0].folder
     broken = problem(experiment, run)
@@ -329,6 +337,80 @@ def test_every_claim_can_be_judged(trained):
     """At a scale that no claim is excused from."""
     for claim in STUDY.claims:
         table = getattr(tables, claim["table"])(trained)
-        result = judge(claim, table, "quick")
+        result = judge(claim, table, "paper")
         assert result["verdict"] in VERDICTS[:3]
         assert result["n"] > 0
+
+
+def cell(activation, init, seed, ratios, accuracy):
+    """Return a stand-in for a run of `cifar` that ended like this."""
+    metrics = pd.DataFrame(
+        {"step": [0, 9], "seed": seed, "epoch": [0, 3]}
+        | {"test_error": [90.0, 100 - accuracy], "train_error": [np.nan, 1.0]}
+    )
+    rows = [(0, "conv1", 0.0), (0, "conv2", 0.0), (9, "conv1", ratios[0]), (9, "conv2", ratios[1])]
+    weights = pd.DataFrame(rows, columns=["step", "convolution", "von_neumann_ratio"])
+    weights = weights.assign(seed=seed, epoch=weights["step"] // 3, mean_distance=ratios[0])
+    frames = {"metrics": metrics, "smoothness": weights.assign(largest_distance=2 * ratios[0])}
+    record = {"outcome": {"diverged": []}, "data": {"name": "planted"}}
+    settings = {"activation": activation, "init": init, "seed": seed, "depth": 8}
+    return SimpleNamespace(
+        settings=settings, record=record, measurements=lambda name="metrics": frames[name].copy()
+    )
+
+
+def test_contrasts_of_planted_cells():
+    planted = {
+        ("identity", "weight_tied"): ((0.001, 0.01), 30.0),
+        ("identity", "iid"): ((1.0, 1.0), 31.0),
+        ("gelu", "weight_tied"): ((0.0001, 0.001), 80.0),
+        ("gelu", "iid"): ((1.0, 1.1), 85.0),
+        ("relu", "weight_tied"): ((0.05, 0.5), 84.0),
+        ("relu", "iid"): ((0.9, 0.8), 90.0),
+        ("gelu", "gaussian_process"): ((0.2, 0.2), 10.0),
+    }
+    runs = {"cifar": [cell(*names, 0, *values) for names, values in planted.items()]}
+
+    row = tables.extremes(runs).iloc[0]
+    assert row["roughest_smooth"] == pytest.approx(-2)
+    assert row["smoothest_rough"] == pytest.approx(math.log10(0.5))
+    assert row["process_ratio"] == pytest.approx(math.log10(0.2))
+    assert row["log_distance"] == pytest.approx(-4)
+    assert row["gelu_gain"] == pytest.approx(50)
+    assert row["rough_gain"] == pytest.approx(4)
+
+    verdicts = tables.table1(runs).set_index(["activation", "init"])
+    tested = verdicts.dropna(subset="paper_smooth")
+    assert (tested["smooth"] == tested["paper_smooth"].astype(bool)).all()
+    assert not verdicts.loc[("gelu", "gaussian_process"), "smooth"]
+    assert tested["paper_test_accuracy"].isna().all()
+
+
+def test_claims_and_tables_have_the_same_threshold():
+    bounds = {claim["id"]: claim["bound"] for claim in STUDY.claims}
+    threshold = pytest.approx(math.log10(tables.SMOOTH_BELOW))
+    assert bounds["smooth_cells"]["below"] == bounds["rough_cells"]["above"] == threshold
+    assert bounds["gaussian_process_cells"]["below"] == threshold
+
+
+def test_image_tables_of_a_scale_that_runs_none_are_empty_but_there():
+    for name in ("cells", "extremes", "table1", "successive", "cifar_entries"):
+        assert getattr(tables, name)({"cifar": []}).empty
+
+
+def test_weights_are_looked_at_before_and_after_training(trained):
+    for run in trained["cifar"]:
+        seen = run.measurements("smoothness").set_index(["epoch", "convolution"])
+        start, end = seen.loc[0], seen.loc[run.settings["epochs"]]
+        tied = run.settings["init"] == "weight_tied"
+        assert (start["von_neumann_ratio"] == 0).all() == tied
+        assert (end["mean_distance"] != start["mean_distance"]).all()
+        entries = run.measurements("entries")
+        layers = entries.groupby(["epoch", "convolution", "entry"])["value"]
+        assert (layers.count() == run.settings["depth"]).all()
+        assert (layers.nunique().loc[0] == 1).all() == tied
+
+
+def test_measuring_after_the_last_epoch_is_refused():
+    with pytest.raises(UserError, match="measured: 5 is after"):
+        problem("cifar", "relu_iid_seed0", measured=[0, 5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from resnet_limits import style
 
@@ -77,6 +78,114 @@ def relu_counterexample(tables: Tables) -> Figure:
     return figure
 
 
+def table1(tables: Tables) -> Figure:
+    """Draw the paper's Table 1: accuracy and roughness of every cell, with verdicts."""
+    table = tables["table1"].iloc[::-1]
+    if table.empty:
+        return _nothing()
+    figure, (accuracy, ratio) = style.panels(
+        2, width=9.5, height=0.9 + 0.4 * len(table), sharey=True
+    )
+    places = np.arange(len(table), dtype=float)
+    _points(accuracy, table, "test_accuracy", places, style.looks(["test"])["test"])
+    accuracy.set_xlabel("test accuracy (%)")
+    names = table["activation"].map(_ACTIVATIONS) + ", " + table["init"].map(_INITS)
+    accuracy.set_yticks(places, list(names))
+    for name, look, shift in _convolutions():
+        _points(ratio, table, f"ratio_{name}", places + shift, look)
+    ratio.axvline(table["threshold"].iloc[0], **style.GUIDE, label="threshold")
+    ratio.set(xscale="log", xlabel="von Neumann ratio of the trained weights", xlim=(None, 4))
+    ratio.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
+    _verdicts(ratio, places, {"ours": table["smooth"], "paper's": table["paper_smooth"]})
+    return figure
+
+
+def cifar_weights(tables: Tables) -> Figure:
+    """Draw the paper's Figure 3: an entry of each convolution over layers; all initializations."""
+    entries = tables["cifar_entries"].query("entry == 0 and activation != 'identity'")
+    if entries.empty:
+        return _nothing()
+    activations, inits = (list(entries[axis].unique()) for axis in ("activation", "init"))
+    figure = plt.figure(figsize=(3.2 * len(inits), 2.5 * len(activations)))
+    grid = figure.subplots(len(activations), len(inits), squeeze=False, sharex=True)
+    ratios = tables["table1"].set_index(["activation", "init"])
+    for ax, (activation, init) in zip(grid.flat, product(activations, inits), strict=True):
+        rows = entries.query("activation == @activation and init == @init")
+        for name, look, _ in _convolutions():
+            curve = rows[rows["convolution"] == name]
+            start, end = curve[curve["epoch"] == 0], curve[curve["last"]]
+            line = look | {"marker": None}
+            ax.plot(start["layer"], start["value"], **line | {"linewidth": 0.5, "alpha": 0.6})
+            ax.plot(
+                end["layer"], end["value"], **line | {"linewidth": 1.2}, label=_CONVOLUTIONS[name]
+            )
+        both = "   ".join(
+            f"{_CONVOLUTIONS[name]}: {ratios.loc[(activation, init), f'ratio_{name}']:.2g}"
+            for name, *_ in _convolutions()
+        )
+        title = f"{_ACTIVATIONS[activation]}, {_INITS[init]}"
+        ax.set_title(f"{title}\nratio of {both}", fontsize=7.5)
+        ax.tick_params(labelsize=7)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for ax in grid[-1]:
+        ax.set_xlabel("layer $k$")
+    for ax in grid[:, 0]:
+        ax.set_ylabel("an entry of the convolution")
+    grid[0, 0].legend(fontsize=6.5, loc="best")
+    return figure
+
+
+def successive_distance(tables: Tables) -> Figure:
+    """Draw the paper's Figure 4: mean successive distance by convolution and initialization."""
+    table = tables["successive"].query("measure == 'mean_distance'")
+    if table.empty:
+        return _nothing()
+    activations, inits = (list(table[axis].unique()) for axis in ("activation", "init"))
+    figure, axes = style.panels(len(activations), width=3.1 * len(activations), sharey=True)
+    for ax, activation in zip(axes, activations, strict=True):
+        for place, (init, look) in enumerate(style.looks(inits).items()):
+            rows = table.query("activation == @activation and init == @init and mean > 0")
+            shift = 0.12 * (place - (len(inits) - 1) / 2)
+            for mask, fill in ((rows["epoch"] == 0, "white"), (rows["last"], look["color"])):
+                points = (
+                    rows[mask]
+                    .set_index("convolution")
+                    .reindex(list(_CONVOLUTIONS))
+                    .dropna(subset="mean")
+                )
+                at = [list(_CONVOLUTIONS).index(name) + 1 + shift for name in points.index]
+                ax.errorbar(
+                    at,
+                    points["mean"],
+                    yerr=_bars(points),
+                    color=look["color"],
+                    marker=look["marker"],
+                    markerfacecolor=fill,
+                    linestyle="none",
+                    capsize=2,
+                    label=_INITS[init] if fill != "white" else None,
+                )
+        ax.set_xticks([1, 2], ["$i=1$", "$i=2$"])
+        ax.set(xlim=(0.5, 2.5), yscale="log", title=_ACTIVATIONS[activation])
+        ax.set_xlabel("convolution")
+    axes[0].set_ylabel(r"mean over $k$ of $\|\mathrm{conv}_{i,k+1}-\mathrm{conv}_{i,k}\|_F$")
+    handles, labels = axes[-1].get_legend_handles_labels()
+    title = "start (open: before training)"
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncol=3,
+        fontsize=7,
+        title=title,
+        title_fontsize=7,
+    )
+    return figure
+
+
+_ACTIVATIONS = {"identity": "identity", "gelu": "GELU", "relu": "ReLU"}
+_INITS = {"weight_tied": "weight-tied", "iid": "i.i.d.", "gaussian_process": "Gaussian process"}
+_CONVOLUTIONS = {"conv1": r"$\mathrm{conv}_1$", "conv2": r"$\mathrm{conv}_2$"}
 _OUTSIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 _NAMES = {"relu": "ReLU", "gelu": "GELU"}
 _FILLS: dict[str, dict[str, Any]] = {"relu": {}, "gelu": {"markerfacecolor": "white"}}
@@ -341,3 +450,59 @@ def _depth_axis(ax: Axes, depths: Iterable[int]) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_locator(LogLocator(numticks=8))
     ax.set_xlabel("depth $L$")
+
+
+def _convolutions() -> list[tuple[str, dict[str, Any], float]]:
+    """Return each convolution's name, look, and place beside the other."""
+    looks = style.looks(["", *_CONVOLUTIONS])
+    return [
+        (name, looks[name], shift) for name, shift in zip(_CONVOLUTIONS, (0.14, -0.14), strict=True)
+    ]
+
+
+def _points(
+    ax: Axes, table: pd.DataFrame, value: str, places: np.ndarray, look: dict[str, Any]
+) -> None:
+    """Draw means with intervals, and write the means beside them."""
+    rows = table.rename(columns={value: "mean", f"{value}_low": "low", f"{value}_high": "high"})
+    rows = rows[["mean", "low", "high"]]
+    label = _CONVOLUTIONS.get(value.removeprefix("ratio_"))
+    ax.errorbar(
+        rows["mean"],
+        places,
+        xerr=_bars(rows),
+        **look | {"linestyle": "none"},
+        capsize=2,
+        label=label,
+    )
+    for place, mean in zip(places, rows["mean"], strict=True):
+        ax.annotate(
+            f"{mean:.3g}",
+            (mean, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            fontsize=6.5,
+            va="center",
+        )
+
+
+def _verdicts(ax: Axes, places: np.ndarray, columns: dict[str, pd.Series]) -> None:
+    """Write columns of verdicts to the right of a panel."""
+    look: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "fontsize": 8, "ha": "center"}
+    ax.text(1.11, len(places) - 0.1, "smooth?", **look)
+    for at, (name, verdicts) in zip((1.06, 1.16), columns.items(), strict=True):
+        ax.text(at, len(places) - 0.5, name, **look)
+        for place, verdict in zip(places, verdicts, strict=True):
+            ax.text(at, place, _verdict(verdict), va="center", **look)
+
+
+def _verdict(smooth: Any) -> str:
+    return "-" if pd.isna(smooth) else "yes" if smooth else "no"
+
+
+def _nothing() -> Figure:
+    """Say that the scale does not run the experiment."""
+    figure, (ax,) = style.panels(width=4.0, height=1.0)
+    ax.axis("off")
+    ax.text(0.5, 0.5, "not run at this scale", ha="center", va="center")
+    return figure
