@@ -463,7 +463,7 @@ def _convolutions() -> list[tuple[str, dict[str, Any], float]]:
 def _points(
     ax: Axes, table: pd.DataFrame, value: str, places: np.ndarray, look: dict[str, Any]
 ) -> None:
-    """Draw means with intervals, and write the means beside them."""
+    """Draw means with intervals, and write the means to the right of these."""
     rows = table.rename(columns={value: "mean", f"{value}_low": "low", f"{value}_high": "high"})
     rows = rows[["mean", "low", "high"]]
     label = _CONVOLUTIONS.get(value.removeprefix("ratio_"))
@@ -475,22 +475,18 @@ def _points(
         capsize=2,
         label=label,
     )
-    for place, mean in zip(places, rows["mean"], strict=True):
-        ax.annotate(
-            f"{mean:.3g}",
-            (mean, place),
-            xytext=(6, 0),
-            textcoords="offset points",
-            fontsize=6.5,
-            va="center",
-        )
+    ends = rows["high"].fillna(rows["mean"])
+    for place, mean, end in zip(places, rows["mean"], ends, strict=True):
+        beside: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        ax.annotate(f"{mean:.3g}", (end, place), fontsize=6.5, **beside)
+    ax.margins(x=0.12)
 
 
 def _verdicts(ax: Axes, places: np.ndarray, columns: dict[str, pd.Series]) -> None:
     """Write columns of verdicts to the right of a panel."""
     look: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "fontsize": 8, "ha": "center"}
     ax.text(1.11, len(places) - 0.1, "smooth?", **look)
-    for at, (name, verdicts) in zip((1.06, 1.16), columns.items(), strict=True):
+    for at, (name, verdicts) in zip((1.05, 1.17), columns.items(), strict=True):
         ax.text(at, len(places) - 0.5, name, **look)
         for place, verdict in zip(places, verdicts, strict=True):
             ax.text(at, place, _verdict(verdict), va="center", **look)
