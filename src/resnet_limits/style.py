@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from resnet_limits.files import hash_file
 from resnet_limits.record import git_commit
@@ -73,6 +74,17 @@ def label_guide(ax: Axes, text: str, place: tuple[float, float]) -> None:
     box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
     offset: dict[str, Any] = {"xytext": (2, -9), "textcoords": "offset points"}
     ax.annotate(text, place, fontsize=6.5, color="0.2", bbox=box, **offset)
+
+
+def plain_numbers(ax: Axes) -> None:
+    """Write 0.1 for 10^-1 on a log axis; where there are few decades, also at 2 and 5."""
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_formatter("{x:g}")
+    if high < 100 * low:
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        ax.yaxis.set_minor_formatter("{x:g}")
+    else:
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def looks(names: Sequence[Any]) -> dict[Any, dict[str, Any]]:

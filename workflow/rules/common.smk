@@ -152,11 +152,12 @@ def tables_of(wildcards, names):
 
 
 def hash_of(module):
-    """Hash a study's module, so that editing it makes again what it made."""
+    """Hash a study's module, such as tables.py and image_tables.py, so that editing it makes again
+    what it made."""
 
     @for_users
     def look_up(wildcards):
-        return hash_file(study_of(wildcards).folder / module)
+        return "".join(map(hash_file, sorted(study_of(wildcards).folder.glob(f"*{module}"))))
 
     return look_up
 

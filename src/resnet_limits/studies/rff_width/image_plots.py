@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from resnet_limits import style
 
@@ -86,7 +86,7 @@ def _grid(panels: dict[str, pd.DataFrame], lines: str) -> Figure:
             for key, group in groups:
                 _line(ax, group, measure, looks[key])
             ax.set_yscale("log")
-            _plain_numbers(ax)
+            style.plain_numbers(ax)
         column[0].set_title(title)
         column[1].set_xlabel("epoch")
         column[1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -94,17 +94,6 @@ def _grid(panels: dict[str, pd.DataFrame], lines: str) -> Figure:
         ax.set_ylabel(label)
     _legend(figure, looks, lines)
     return figure
-
-
-def _plain_numbers(ax: Axes) -> None:
-    """Write 0.1 for 10^-1, and where there are few powers of ten twice and five times them."""
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_formatter("{x:g}")
-    if high < 100 * low:
-        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        ax.yaxis.set_minor_formatter("{x:g}")
-    else:
-        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _looks(table: pd.DataFrame, lines: str) -> dict[tuple[Any, str], dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from resnet_limits import style
 
@@ -135,14 +135,7 @@ def _curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
         every = max(1, len(mean) // 8)
         ax.plot(mean, **look, markevery=every, label=LABELS[method])
     ax.set_yscale("log")
-    _plain_numbers(ax)
-
-
-def _plain_numbers(ax: Axes) -> None:
-    """Write 0.1 and not a power; between decades only where there are few."""
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.3, 0.5)))
-    ax.tick_params(axis="y", which="minor", labelsize=6.5)
+    style.plain_numbers(ax)
 
 
 def steps(tables: Tables) -> Figure:
@@ -311,4 +304,4 @@ def _depths(ax: Axes, rows: pd.DataFrame) -> None:
     depths = sorted(rows["depth"].unique())
     ax.set_xticks(depths, [str(depth) for depth in depths])
     ax.set_xticks([], minor=True)
-    _plain_numbers(ax)
+    style.plain_numbers(ax)
