@@ -7,7 +7,7 @@ import yaml
 
 from resnet_limits.document import with_generated_part
 from resnet_limits.errors import UserError
-from resnet_limits.schemas import read_yaml
+from resnet_limits.schemas import read_yaml, schema
 from resnet_limits.spec import STUDIES, TRAINED_SCALES, Study, load_study, run_id, study_names
 
 
@@ -166,3 +166,29 @@ def test_a_configuration_by_hand_is_checked_like_the_study():
         broken = config | {"settings": config["settings"] | change}
         with pytest.raises(UserError, match=word):
             study.check_config(broken, "--config")
+
+
+def test_a_scale_can_leave_an_experiment_out(edited):
+    study = edited(lambda d: d["scales"]["smoke"].update(depth="not run"))
+    assert study.experiment("depth", "smoke").runs() == {}
+    assert study.experiment("depth", "paper").runs()
+    assert study.experiment("rate", "smoke").runs()
+
+
+def test_only_not_run_leaves_an_experiment_out(edited):
+    with pytest.raises(UserError, match=r"scales.smoke.depth.*not run"):
+        edited(lambda d: d["scales"]["smoke"].update(depth="no"))
+
+
+def test_a_problem_can_be_in_any_module_of_the_study():
+    study = load_study("weight_smoothness")
+    assert study.builder("large_depth") == ("experiments", "large_depth")
+    assert study.builder("cifar") == ("images", "cifar")
+
+
+def test_included_settings_are_those_of_the_shared_schema():
+    shared, study = schema("classification"), load_study("sorted_tau")
+    rules = study.problem_schema("resnet20")
+    assert {key: rules[key] for key in shared} == shared
+    assert set(rules) - set(shared) == {"network", "method"}
+    assert "include" in yaml.safe_load((study.folder / "schema.yaml").read_text())["resnet"]
