@@ -65,6 +65,13 @@ def test_verdict_carries_all_that_a_reader_needs():
     assert "2 of 30" in result["note"]
 
 
+def test_an_unfit_data_set_is_not_tested_at_any_scale():
+    unfit = claim(not_tested_on={"digits": "a stand-in"})
+    verdict = judge(unfit, table().assign(dataset="digits"), "laptop")
+    assert (verdict["verdict"], verdict["why"]) == ("not tested", "a stand-in")
+    assert judge(unfit, table().assign(dataset="cifar10"), "smoke")["verdict"] == "reproduced"
+
+
 def test_no_rows_or_an_unfit_scale_are_not_tested():
     assert judge(claim(select={"kind": "b"}), table(), "quick")["verdict"] == "not tested"
     unfit = claim(not_tested_at={"smoke": "too short"})

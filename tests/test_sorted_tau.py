@@ -194,6 +194,18 @@ def test_table1_pairs_seeds_and_names_what_was_not_run():
     assert tables.pairs(planted([-0.1, 0.0, 0.2]))["wins"].tolist() == [1, 0, 0]
 
 
+def test_a_diverged_run_is_counted_and_marked():
+    runs = planted([-0.5, -0.4])
+    broken = runs["resnet20"][1]
+    broken.record["outcome"] = {"diverged": [{"seed": 0, "step": 3}]}
+    measure = broken.measurements
+    broken.measurements = lambda probe: measure(probe).assign(step=3, epoch=1, test_error=90.0)
+    pairs = tables.pairs(runs)
+    assert pairs["diverged"].tolist() == [True, False]
+    assert pairs["mean_field"][0] == 90.0
+    assert tables.table1(runs)["diverged"][0] == 1
+
+
 def test_table1_says_what_the_pairs_could_have_shown():
     differences = [-1.0, 0.5, -0.2, 0.7, -0.4]
     row = tables.table1(planted(differences)).iloc[0]

@@ -68,7 +68,11 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> dict[str
     rows = select(table, claim.get("select", {}), claim["id"])
     if rows.empty:
         return result | {"why": _nothing_selected(claim, table, scale)}
-    result["data"] = f"{', '.join(sorted(rows['dataset'].unique()))}; scale {scale}"
+    datasets = sorted(rows["dataset"].unique())
+    result["data"] = f"{', '.join(datasets)}; scale {scale}"
+    unfit = claim.get("not_tested_on", {})
+    if any(name in unfit for name in datasets):
+        return result | {"why": "; ".join(unfit[name] for name in datasets if name in unfit)}
     try:
         estimate = _estimate(claim, rows)
     except TooFewError as error:

@@ -76,6 +76,11 @@ def manifest(results: Path, study: str) -> dict[str, Any]:
     folder = results / RECORDED / study
     path = folder / "manifest.json"
     remedy = "Restore it with `git checkout -- results/recorded`."
+    if not path.exists():
+        raise UserError(
+            f"{path}: {study} is not recorded; leave it out of `studies`, or record a finished "
+            f"scale: resnet-limits record {study} --scale quick"
+        )
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, json.JSONDecodeError):

@@ -121,11 +121,15 @@ def _run_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "diverged": len(outcome["diverged"]),
         "seconds": timing["seconds"],
         "memory": timing["peak_memory_mb"],
-        "device": f"{provenance['device']}, {provenance['threads']} threads",
+        "device": f"{provenance['device']}, {_count(provenance['threads'], 'thread')}",
         "commit": provenance["commit"],
         "torch": provenance["versions"]["torch"],
         "current": provenance["sources"] == source_hash(config["study"], config["experiment"]),
     }
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None) -> str:

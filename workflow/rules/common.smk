@@ -9,6 +9,7 @@ from pathlib import Path
 try:
     from resnet_limits.errors import UserError, require_known
     from resnet_limits.files import hash_file
+    from resnet_limits.recorded import manifest
     from resnet_limits.schemas import schema, validate
     from resnet_limits.spec import SCALES, load_study, study_names
 except ImportError as error:
@@ -34,6 +35,13 @@ def check_configuration():
         require_known(name, study_names(), "workflow/config.yaml or --config: studies:")
     for name in config["studies"]:
         load_study(name).claims
+        if config["scale"] == "recorded":
+            manifest(Path("results"), name)
+    root = Path(config["data_root"])
+    if root != Path("data") and not root.is_dir():
+        raise UserError(
+            f"workflow/config.yaml or --config: data_root: {root} is no folder; make it."
+        )
 
 
 def check_writable(folder):

@@ -29,6 +29,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "vanilla": {"color": style.COLORS[0], "marker": "o", "linestyle": "-"},
     "mean_field": {"color": style.COLORS[2], "marker": "^", "linestyle": style.DASHES[1]},
 }
+PAIR: dict[str, Any] = {"marker": "|", "color": "0.5", "markersize": 4, "linestyle": "none"}
 STARTS = {"tied": "layers alike at the start", "iid": "layers independent at the start"}
 
 Tables = dict[str, pd.DataFrame]
@@ -46,14 +47,20 @@ def table1(tables: Tables) -> Figure:
         differences.plot(row["paper_difference"], place, **_hollow(LOOKS["mean_field"]))
     _pairs(differences, tables["pairs"], list(table["network"]))
     differences.axvline(0, **style.GUIDE)
-    missing = (table["status"] == "not run").map({True: "\n(ours: not run)", False: ""})
-    errors.set_yticks(range(len(table)), table["network"].map(NETWORKS) + missing, fontsize=7)
+    errors.set_yticks(range(len(table)), [_label(row) for _, row in table.iterrows()], fontsize=7)
     errors.invert_yaxis()
     errors.set(xlabel="test error in %", title="error")
     errors.margins(x=0.1)
     differences.set(xlabel="points of test error", title="sorted tau minus vanilla")
     _legend(errors, table)
     return figure
+
+
+def _label(row: pd.Series) -> str:
+    if row["status"] == "not run":
+        return f"{NETWORKS[row['network']]}\n(ours: not run)"
+    failed = f", {row['diverged']:.0f} diverged" if row["diverged"] else ""
+    return f"{NETWORKS[row['network']]}\n(ours: {row['epochs']:.0f} epochs{failed})"
 
 
 def _point(ax: Axes, row: dict, column: str, place: float, look: dict) -> None:
@@ -68,7 +75,7 @@ def _point(ax: Axes, row: dict, column: str, place: float, look: dict) -> None:
 def _pairs(ax: Axes, pairs: pd.DataFrame, order: list[str]) -> None:
     for name, group in pairs.groupby("network"):
         place = np.full(len(group), order.index(str(name)) + 0.3)
-        ax.plot(group["difference"], place, "|", color="0.5", markersize=4)
+        ax.plot(group["difference"], place, **PAIR)
 
 
 def _hollow(look: dict) -> dict[str, Any]:
@@ -86,12 +93,13 @@ def _legend(ax: Axes, table: pd.DataFrame) -> None:
         (filled,) = ax.plot([], [], marker=look["marker"], color=look["color"], linestyle="none")
         (hollow,) = ax.plot([], [], **_hollow(look))
         handles += [(filled, f"{LABELS[method]}, ours"), (hollow, f"{LABELS[method]}, paper")]
+    handles.append((ax.plot([], [], **PAIR)[0], "pairs, ours"))
     ran = table[table["status"] == "run"]
     datasets = ", ".join(ran["dataset"].unique()) or "nothing"
     ax.figure.legend(
         *zip(*handles, strict=True),
         loc="outside upper center",
-        ncols=4,
+        ncols=5,
         fontsize=7,
         title=f"ours: {datasets}; paper: CIFAR-10, and CIFAR-100 for ResNeXt",
         title_fontsize=7,
@@ -159,6 +167,7 @@ def steps(tables: Tables) -> Figure:
     axes[-1].set(xlabel="epoch", ylabel="updates that changed the order")
     axes[-1].set_ylim(-0.03 * most, 1.3 * most)  # room for the legend
     axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].legend(title="mean and seeds", loc="upper left", fontsize=7, title_fontsize=7)
     return figure
 
@@ -210,7 +219,7 @@ def expansion(tables: Tables) -> Figure:
         ax.plot(untrained.mean(), **style.GUIDE, label="$||T_1|| / k!$")
         ax.set(yscale="log", xlabel="order $k$", title=_title(activation, table))
     axes[0].set_ylabel("norm of the term $T_k$")
-    axes[0].legend(fontsize=6)
+    axes[0].legend(title="means; bands: 95 %", fontsize=6, title_fontsize=6)
     for start, look in zip(STARTS, _pair(), strict=True):
         rows = table.query("activation == 'tanh' and start == @start and order > 0")
         for trained, filled in ((False, True), (True, False)):
@@ -293,8 +302,8 @@ def _ratios(ax: Axes, rows: pd.DataFrame) -> None:
             x, y = chosen["depth"], chosen["gradient_ratio"]
             ax.plot(x, y, ".", color=look["color"], alpha=0.3, markersize=3)
     ax.axhline(1, **style.GUIDE)
-    ax.set(xscale="log", yscale="log", xlabel="layers $L$", title="gradients")
-    ax.set_ylabel("deep over two-layer, each over root of loss", fontsize=7)
+    ax.set(xscale="log", yscale="log", xlabel="layers $L$", title="gradients over roots of losses")
+    ax.set_ylabel("deep over two-layer")
     _depths(ax, rows)
     ax.set_ylim(bottom=rows["gradient_ratio"].min() / 4)  # room for the legend
     ax.legend(title="median and networks", loc="lower left", fontsize=6, title_fontsize=6)

@@ -29,15 +29,18 @@ CURVES = ["step", "seed", "epoch", "train_loss", "train_error", "test_loss", "te
 
 
 def pairs(runs: Runs) -> pd.DataFrame:
-    """Both methods' test errors at the end, one row per network and seed."""
-    last = curves(runs)
-    last = last[last["epoch"] == last.groupby("network")["epoch"].transform("max")]
-    wide = last.pivot_table(
-        index=["network", "seed", "dataset"], columns="method", values="test_error"
-    )
+    """Both methods' test errors at the end, one row per network and seed.
+
+    A run that diverged counts with the error it had then, and its pair is marked.
+    """
+    table, pair = curves(runs), ["network", "seed", "dataset"]
+    last = table[table["step"] == table.groupby([*pair, "method"])["step"].transform("max")]
+    wide = last.pivot_table(index=pair, columns="method", values="test_error")
     wide = wide.reindex(columns=list(METHODS)).dropna().reset_index()
     difference = wide["mean_field"] - wide["vanilla"]
-    return wide.assign(difference=difference, wins=(difference < 0).astype(int))
+    diverged = last.groupby(pair)["diverged"].any().rename("diverged").reset_index()
+    wins = (difference < 0).astype(int)
+    return wide.assign(difference=difference, wins=wins).merge(diverged, on=pair)
 
 
 def table1(runs: Runs) -> pd.DataFrame:
@@ -67,13 +70,15 @@ TABLE1 = [
     "vanilla", "vanilla_low", "vanilla_high", "paper_vanilla",
     "mean_field", "mean_field_low", "mean_field_high", "paper_mean_field",
     "difference", "difference_low", "difference_high", "paper_difference",
-    "pairs", "detectable", "needed", "dataset", "schedule", "paper_dataset", "paper_schedule",
+    "pairs", "diverged", "detectable", "needed", "dataset", "epochs", "schedule",
+    "paper_dataset", "paper_schedule",
 ]  # fmt: skip
 
 
 def _measured(ours: pd.DataFrame, run: Run) -> dict[str, Any]:
     settings = run.settings
     row: dict[str, Any] = {"status": "run", "pairs": len(ours), "dataset": ours["dataset"].iloc[0]}
+    row |= {"diverged": int(ours["diverged"].sum()), "epochs": settings["epochs"]}
     schedule = settings["schedule"]
     milestones, factor = schedule.get("milestones", []), schedule.get("factor", 1)
     row["schedule"] = _schedule(settings["epochs"], milestones, round(1 / factor))
