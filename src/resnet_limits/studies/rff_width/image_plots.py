@@ -49,7 +49,7 @@ def cifar(tables: Tables) -> Figure:
     """Draw training loss and test error of both models, by blocks of the third stage."""
 
     def title(width: int) -> str:
-        return f"{width} to {8 * width} channels"
+        return f"stages of {width} to {8 * width} channels"
 
     return _grid(
         _panels(tables["cifar_curves"].rename(columns={"layers": "blocks"}), ["width"], title),
