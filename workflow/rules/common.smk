@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 try:
+    from resnet_limits.devices import has_gpu
     from resnet_limits.errors import UserError, require_known
     from resnet_limits.files import hash_file
     from resnet_limits.recorded import manifest
@@ -104,8 +105,7 @@ def resource(name):
 
 def gpus(wildcards):
     """Ask for a GPU unless the configuration or, for `auto`, this machine rules it out."""
-    here = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
-    wanted = config["device"] == "cuda" or (config["device"] == "auto" and here)
+    wanted = config["device"] == "cuda" or (config["device"] == "auto" and has_gpu())
     return resource("gpu")(wildcards) if wanted else 0
 
 
