@@ -56,11 +56,12 @@ def _refuse_to_replace(path: Path, scale: str, force: bool) -> None:
 
 
 def _replace(folder: Path, copies: dict[Path, Path], scale: str) -> None:
+    commit = git_commit()  # before our own files make the checkout dirty
     shutil.rmtree(folder, ignore_errors=True)
     for source, target in copies.items():
         write_whole(target, source.read_bytes())
     files = {str(target.relative_to(folder)): hash_file(target) for target in copies.values()}
-    content = {"scale": scale, "commit": git_commit(), "files": files}
+    content = {"scale": scale, "commit": commit, "files": files}
     write_whole(folder / "manifest.json", json.dumps(content, indent=1) + "\n")
     print(f"{folder}: {len(files)} files recorded from scale {scale}")
 
