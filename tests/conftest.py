@@ -4,10 +4,10 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """Small tensors are quickest on one thread, and sums then have one order."""
-    threads = torch.get_num_threads()
+    """Small tensors are quickest on one thread, and sums then have one order.
+
+    For the session, since fixtures of modules train too.
+    """
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
