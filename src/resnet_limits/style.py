@@ -137,6 +137,7 @@ def save(
     # No dates and no program versions: the same tables give the same bytes.
     print(f"{stem}.png", f"{stem}.pdf", sep="\n")
     figure.savefig(f"{stem}.png", metadata={"Description": subject, "Software": None})
+    figure.set_layout_engine("none")  # laid out already; once more takes as long as drawing
     figure.savefig(
         f"{stem}.pdf",
         metadata={"Subject": subject, "CreationDate": None, "Creator": None, "Producer": None},
