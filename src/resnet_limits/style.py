@@ -69,6 +69,14 @@ def panels(
     return figure, axes[0]
 
 
+def not_run() -> Figure:
+    """Return the figure of an experiment that a scale leaves out."""
+    figure, (ax,) = panels(width=4.0, height=1.0)
+    ax.text(0.5, 0.5, "not run at this scale", ha="center", transform=ax.transAxes)
+    ax.set_axis_off()
+    return figure
+
+
 def label_guide(ax: Axes, text: str, place: tuple[float, float]) -> None:
     """Write what a guide line means just below it."""
     box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}

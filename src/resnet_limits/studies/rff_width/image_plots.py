@@ -71,14 +71,12 @@ def _pretraining(epochs: int) -> str:
 
 def _grid(panels: dict[str, pd.DataFrame], lines: str) -> Figure:
     """Draw a column of panels for each group, a line for each value of a column and model."""
-    count = max(len(panels), 1)
+    if not panels:
+        return style.not_run()
+    count = len(panels)
     figure, axes = plt.subplots(
         2, count, figsize=(2.3 + 2.9 * count, 5.0), squeeze=False, sharex="col", sharey="row"
     )
-    if not panels:
-        for ax in axes[:, 0]:
-            ax.text(0.5, 0.5, "not run at this scale", ha="center", transform=ax.transAxes)
-        return figure
     looks = _looks(pd.concat(panels.values()), lines)
     for column, (title, rows) in zip(axes.T, panels.items(), strict=True):
         for ax, measure in zip(column, ROWS, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -110,11 +109,9 @@ def curves(tables: Tables) -> Figure:
     """Draw training and test error over epochs, a row of panels a network."""
     table = tables["curves"]
     names = _run(table)
-    figure, axes = plt.subplots(
-        len(names) or 1, 2, figsize=(7.0, 2.8 * (len(names) or 1)), squeeze=False
-    )
     if not names:
-        return _nothing(figure, axes[0])
+        return style.not_run()
+    figure, axes = plt.subplots(len(names), 2, figsize=(7.0, 2.8 * len(names)), squeeze=False)
     for row, name in zip(axes, names, strict=True):
         rows = table[(table["network"] == name) & (table["epoch"] > 0)]
         for ax, (column, label) in zip(
@@ -150,9 +147,9 @@ def steps(tables: Tables) -> Figure:
     """Draw learnt steps over depth at the end, and the updates that changed the order."""
     table = tables["steps"]
     names = _run(table)
-    figure, axes = style.panels(len(names) + 1, width=3.2 * (len(names) + 1), height=3.2)
     if not names:
-        return _nothing(figure, axes)
+        return style.not_run()
+    figure, axes = style.panels(len(names) + 1, width=3.2 * (len(names) + 1), height=3.2)
     for ax, name in zip(axes[:-1], names, strict=True):
         _steps(ax, table[table["network"] == name])
         ax.set(xlabel="place in the order of execution")
@@ -196,13 +193,6 @@ def _steps(ax: Axes, rows: pd.DataFrame) -> None:
 def _top(ax: Axes) -> dict[str, Any]:
     where = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "top"}
     return {"fontsize": 6.5, "color": "0.35", **where}
-
-
-def _nothing(figure: Figure, axes: Iterable[Axes]) -> Figure:
-    for ax in axes:
-        ax.text(0.5, 0.5, "not run at this scale", ha="center", transform=ax.transAxes)
-        ax.set_axis_off()
-    return figure
 
 
 def expansion(tables: Tables) -> Figure:

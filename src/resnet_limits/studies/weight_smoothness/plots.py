@@ -82,7 +82,7 @@ def table1(tables: Tables) -> Figure:
     """Draw the paper's Table 1: accuracy and roughness of every cell, with verdicts."""
     table = tables["table1"].iloc[::-1]
     if table.empty:
-        return _nothing()
+        return style.not_run()
     figure, (accuracy, ratio) = style.panels(
         2, width=9.5, height=0.9 + 0.4 * len(table), sharey=True
     )
@@ -104,7 +104,7 @@ def cifar_weights(tables: Tables) -> Figure:
     """Draw the paper's Figure 3: an entry of each convolution over layers; all initializations."""
     entries = tables["cifar_entries"].query("entry == 0 and activation != 'identity'")
     if entries.empty:
-        return _nothing()
+        return style.not_run()
     activations, inits = (list(entries[axis].unique()) for axis in ("activation", "init"))
     figure = plt.figure(figsize=(3.2 * len(inits), 2.5 * len(activations)))
     grid = figure.subplots(len(activations), len(inits), squeeze=False, sharex=True)
@@ -139,7 +139,7 @@ def successive_distance(tables: Tables) -> Figure:
     """Draw the paper's Figure 4: mean successive distance by convolution and initialization."""
     table = tables["successive"].query("measure == 'mean_distance'")
     if table.empty:
-        return _nothing()
+        return style.not_run()
     activations, inits = (list(table[axis].unique()) for axis in ("activation", "init"))
     figure, axes = style.panels(len(activations), width=3.1 * len(activations), sharey=True)
     for ax, activation in zip(axes, activations, strict=True):
@@ -494,11 +494,3 @@ def _verdicts(ax: Axes, places: np.ndarray, columns: dict[str, pd.Series]) -> No
 
 def _verdict(smooth: Any) -> str:
     return "-" if pd.isna(smooth) else "yes" if smooth else "no"
-
-
-def _nothing() -> Figure:
-    """Say that the scale does not run the experiment."""
-    figure, (ax,) = style.panels(width=4.0, height=1.0)
-    ax.axis("off")
-    ax.text(0.5, 0.5, "not run at this scale", ha="center", va="center")
-    return figure
