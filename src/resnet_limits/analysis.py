@@ -1,92 +1,87 @@
-"""Run records to tidy tables, tidy tables to figures."""
+"""Runs to tidy tables, tidy tables to figures."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
-from typing import Any
-
 import pandas as pd
 
+from resnet_limits.archive import archived_runs, read_manifest
 from resnet_limits.errors import UserError, require_known
 from resnet_limits.files import write_table
-from resnet_limits.record import Run, read_run
-from resnet_limits.spec import load_study
+from resnet_limits.layout import RECORDED, Layout
+from resnet_limits.runs import Run, read_run
+from resnet_limits.spec import Study, load_study
 
 
-def make_table(study: str, table: str, scale: str, results: Path) -> None:
-    """Write one of a study's tables from its run records.
+def make_table(study: str, table: str, scale: str, layout: Layout) -> None:
+    """Write one of a study's tables from the runs that have finished.
+
+    A table none of whose experiments has a run is empty.
 
     Raises
     ------
     UserError
-        If a record is missing, damaged, or of another configuration than study.yaml asks for.
+        If a record is damaged or of another configuration than study.yaml asks for.
     """
     spec = load_study(study)
     require_known(table, spec.tables, f"{study}: table")
     runs = {
-        experiment: [
-            read_run(run_folder(results, config), config) for config in spec.runs(scale, experiment)
-        ]
-        for experiment in spec.tables[table]["experiments"]
+        experiment: finished_runs(spec, experiment, scale, layout)
+        for experiment in spec.tables[table].experiments
     }
-    frame = _function(study, "tables", table)(runs)
-    path = table_path(results, scale, study, table)
+    frame = pd.DataFrame(columns=["dataset"])
+    if any(runs.values()):
+        frame = spec.load("tables", table)(runs)
+    path = layout.table(scale, study, table)
     write_table(path, frame)
     print(path)
 
 
-def draw_figure(study: str, figure: str, scale: str, results: Path, figures: Path) -> None:
+def finished_runs(spec: Study, experiment: str, scale: str, layout: Layout) -> list[Run]:
+    """Read the runs of an experiment that have finished, or that the archive holds."""
+    if scale == RECORDED:
+        return archived_runs(spec.name, experiment, layout)
+    configs = spec.experiment(experiment, scale).runs().values()
+    return [
+        read_run(layout.run(config.key), config)
+        for config in configs
+        if layout.record(config.key).exists()
+    ]
+
+
+def draw_figure(study: str, figure: str, scale: str, layout: Layout) -> None:
     """Draw one of a study's figures from its tables, as PNG and PDF."""
-    from resnet_limits import style
+    from resnet_limits import style  # matplotlib takes a second that tables need not wait for
 
     spec = load_study(study)
     require_known(figure, spec.figures, f"{study}: figure")
-    names = spec.figures[figure]["tables"]
-    tables = {name: read_table(results, scale, study, name) for name in names}
-    paths = [table_path(results, scale, study, name) for name in names]
+    names = spec.figures[figure].tables
+    tables = {name: read_table(study, name, scale, layout) for name in names}
+    paths = [layout.table(scale, study, name) for name in names]
     with style.applied():
-        drawn = _function(study, "plots", figure)(tables)
-        label = _scale_label(results, scale, study)
-        style.save(drawn, figures / scale / study / figure, tables, paths, label)
+        plot = spec.load("plots", figure)
+        drawn = style.not_run() if all(t.empty for t in tables.values()) else plot(tables)
+        target = layout.figure(scale, study, figure).with_suffix("")
+        style.save(drawn, target, tables, paths, scale_label(spec, figure, scale, layout))
 
 
-def _scale_label(results: Path, scale: str, study: str) -> str:
-    if scale != "recorded":
+def scale_label(spec: Study, figure: str, scale: str, layout: Layout) -> str:
+    """Return the scale, and of recorded runs the scales that they were trained at."""
+    if scale != RECORDED:
         return scale
-    from resnet_limits.recorded import manifest
-
-    return f"{manifest(results, study)['scale']} (recorded)"
-
-
-def run_folder(results: Path, config: dict) -> Path:
-    """Return the folder of a run."""
-    return results / config["scale"] / config["study"] / config["experiment"] / config["run"]
+    kept = read_manifest(spec.name, layout).experiments
+    names = [
+        name for table in spec.figures[figure].tables for name in spec.tables[table].experiments
+    ]
+    scales = sorted({kept[name].scale for name in names if name in kept})
+    return f"{', '.join(scales)} (recorded)"
 
 
-def table_path(results: Path, scale: str, study: str, table: str) -> Path:
-    """Return the file of a table."""
-    return results / scale / study / "tables" / f"{table}.csv"
-
-
-def read_table(results: Path, scale: str, study: str, table: str) -> pd.DataFrame:
-    """Read a table; `UserError` if it is missing or empty."""
-    path = table_path(results, scale, study, table)
+def read_table(study: str, table: str, scale: str, layout: Layout) -> pd.DataFrame:
+    """Read a table; `UserError` if it is missing or is no table."""
+    path = layout.table(scale, study, table)
     try:
         return pd.read_csv(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such table; run Snakemake to make it.") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a table ({error}); delete it and run Snakemake.") from None
-
-
-def _function(study: str, module: str, name: str) -> Callable[..., Any]:
-    loaded: ModuleType = importlib.import_module(f"resnet_limits.studies.{study}.{module}")
-    if not hasattr(loaded, name):
-        raise UserError(f"{loaded.__file__}: lacks the function {name!r} that study.yaml names.")
-    return getattr(loaded, name)
-
-
-Runs = dict[str, list[Run]]

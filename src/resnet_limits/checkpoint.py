@@ -1,86 +1,179 @@
-"""Checkpoints: a training's state in one file."""
+"""Checkpoints: the state of a training run in one file, verified before it is continued."""
 
 from __future__ import annotations
 
-import os
-import pickle
+import copy
+import io
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-if TYPE_CHECKING:
-    from resnet_limits.train import Problem
+from resnet_limits.contract import Stateful, attributes, training_state
+from resnet_limits.files import hash_bytes, write_atomic
+from resnet_limits.problem import Problem
+
+Marks = dict[str, Any]
+# What a file of tensors and plain values that is not ours, or not of this problem, may raise.
+UNFIT = (
+    RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError, EOFError,
+    ImportError, OverflowError, MemoryError, AssertionError,
+)  # fmt: skip
 
 
 class Checkpoint:
-    """A training's state in one file, replaced whole.
+    """The state of a training run in one file, replaced atomically.
+
+    The file is a line of JSON with a digest and the marks, then tensors and plain values. Nothing
+    in it is executed, and nothing is read before the digest of the whole content is right. A
+    file that cannot be continued, for whatever reason, is named, removed, and training starts over.
 
     Parameters
     ----------
     path
         The file.
     marks
-        Hashes of configuration and sources; a checkpoint with other marks is not continued,
+        What the run's numbers depend on besides the state: configuration, sources, versions,
+        device, threads, engine and precision. A checkpoint with other marks is not continued,
         since its numbers would be a mixture.
     problem
         Whose state is saved and restored.
     """
 
-    def __init__(self, path: Path, marks: Mapping[str, str], problem: Problem) -> None:
+    def __init__(self, path: Path, marks: Marks, problem: Problem) -> None:
         self.path = path
-        self.marks = dict(marks)
+        self.marks = marks
         self.problem = problem
 
     def save(self, progress: Mapping[str, Any]) -> None:
-        """Write problem, optimizer, scheduler and the loop's own progress."""
-        problem = self.problem
-        content = {
-            "marks": self.marks,
-            "progress": dict(progress),
-            "state": {name: _content(value) for name, value in problem.state.items()},
-            "optimizer": problem.optimizer.state_dict(),
-            "scheduler": problem.scheduler and problem.scheduler.state_dict(),
-        }
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        torch.save(content, temporary)
-        temporary.replace(self.path)
+        """Write the problem's state and the loop's own progress."""
+        buffer = io.BytesIO()
+        torch.save({**self._content(), "progress": dict(progress)}, buffer)
+        payload = buffer.getvalue()
+        marks = json.dumps(self.marks, sort_keys=True)
+        header = {"digest": hash_bytes(marks.encode() + payload), "marks": self.marks}
+        write_atomic(self.path, json.dumps(header).encode() + b"\n" + payload)
 
     def restore(self) -> dict[str, Any] | None:
-        """Load the file into the problem; return the progress, or None to start afresh."""
-        if not self.path.exists():
-            return None
-        content = self._load()
-        if content.get("marks") != self.marks:
-            print(f"{self.path}: of another configuration or other sources; starting over.")
-            return None
-        for name, value in content["state"].items():
-            _restore(self.problem.state[name], value)
-        self.problem.optimizer.load_state_dict(content["optimizer"])
-        if self.problem.scheduler is not None:
-            self.problem.scheduler.load_state_dict(content["scheduler"])
-        return content["progress"]
-
-    def _load(self) -> dict[str, Any]:
+        """Load the file into the problem; return the progress, or None to start over."""
         try:
-            # The file is our own, and holds data frames besides tensors.
-            return torch.load(self.path, map_location="cpu", weights_only=False)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError):
-            return {}
+            raw = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return self._discard(f"cannot be read ({error.strerror})")
+        header = _header(raw)
+        if header is None:
+            return self._discard("is damaged")
+        differing = [key for key in self.marks if header["marks"].get(key) != self.marks[key]]
+        if differing:
+            return self._discard(f"is of other {', '.join(differing)}")
+        before = copy.deepcopy(self._content())
+        try:
+            content = torch.load(io.BytesIO(_payload(raw)), "cpu", weights_only=True)
+            self._apply(content)
+            return dict(content["progress"])
+        except UNFIT as error:
+            self._apply(before)
+            return self._discard(f"does not fit ({type(error).__name__})")
 
     def remove(self) -> None:
-        """Delete the file of a finished training."""
-        self.path.unlink(missing_ok=True)
+        """Delete the file of a finished run."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def _discard(self, why: str) -> None:
+        print(f"{self.path}: {why}; starting over.", flush=True)
+        self.remove()
+
+    def _content(self) -> dict[str, Any]:
+        state = training_state(self.problem)
+        return {
+            "state": {name: _tensor(value) for name, value in state.items()},
+            "steppers": {name: s.state_dict() for name, s in _steppers(self.problem).items()},
+        }
+
+    def _apply(self, content: Mapping[str, Any]) -> None:
+        state = training_state(self.problem)
+        steppers = _steppers(self.problem)
+        if content["state"].keys() != state.keys() or content["steppers"].keys() != steppers.keys():
+            raise KeyError("other names")
+        for name, value in content["state"].items():
+            _require_same_form(_tensor(state[name]), value)
+        for name, value in content["state"].items():
+            _restore(state[name], value)
+        for name, value in content["steppers"].items():
+            steppers[name].load_state_dict(value)
 
 
-def _content(value: Tensor | torch.Generator) -> Tensor:
+def read_marks(path: Path) -> Marks | None:
+    """Return the marks of a whole checkpoint, or None where there is none."""
+    try:
+        header = _header(path.read_bytes())
+    except OSError:
+        return None
+    return header and header["marks"]
+
+
+def pack(frames: list[pd.DataFrame]) -> list[dict[str, Tensor | list[str]]]:
+    """Return data frames as tensors and lists of strings, without losing a bit."""
+    return [{name: _pack(frame[name].to_numpy()) for name in frame} for frame in frames]
+
+
+def unpack(frames: list[dict[str, Tensor | list[str]]]) -> list[pd.DataFrame]:
+    """Undo `pack`."""
+    return [
+        pd.DataFrame({k: v.numpy() if isinstance(v, Tensor) else v for k, v in columns.items()})
+        for columns in frames
+    ]
+
+
+def _pack(values: np.ndarray) -> Tensor | list[str]:
+    return values.tolist() if values.dtype == object else torch.from_numpy(values.copy())
+
+
+def _steppers(problem: Problem) -> dict[str, Optimizer | LRScheduler]:
+    """Return the optimizers and schedulers among the attributes."""
+    found = dict(attributes(problem))
+    return {name: v for name, v in found.items() if isinstance(v, Optimizer | LRScheduler)}
+
+
+def _header(raw: bytes) -> dict[str, Any] | None:
+    """Return the first line if it is ours and the digest is that of the content."""
+    try:
+        header = json.loads(raw[: raw.index(b"\n")])
+        marks = json.dumps(header["marks"], sort_keys=True)
+        whole = header["digest"] == hash_bytes(marks.encode() + _payload(raw))
+        return header if whole and isinstance(header["marks"], dict) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _payload(raw: bytes) -> bytes:
+    return raw[raw.index(b"\n") + 1 :]
+
+
+def _tensor(value: Stateful) -> Tensor:
     return value.get_state() if isinstance(value, torch.Generator) else value.detach()
 
 
+def _require_same_form(wanted: Tensor, found: Tensor) -> None:
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        raise ValueError("another shape or type")
+
+
 @torch.no_grad()
-def _restore(target: Tensor | torch.Generator, value: Tensor) -> None:
+def _restore(target: Stateful, value: Tensor) -> None:
     if isinstance(target, torch.Generator):
         target.set_state(value)
     else:

@@ -2,40 +2,88 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from resnet_limits.analysis import read_table
+from resnet_limits.documents import read_json
 from resnet_limits.errors import UserError, require_known
-from resnet_limits.files import write_whole
+from resnet_limits.files import write_atomic
+from resnet_limits.layout import Layout
 from resnet_limits.spec import load_study
 from resnet_limits.stats import CONFIDENCE, TESTS, Estimate, TooFewError
+from resnet_limits.study_files import Bound, Claim
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 INCONCLUSIVE, NOT_TESTED = "inconclusive", "not tested"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTED)
 
 
-def judge_study(study: str, scale: str, results: Path) -> None:
+@dataclass(frozen=True)
+class Verdict:
+    """What came out for a claim, as claims.json has it.
+
+    Attributes
+    ----------
+    id, statement, kind, where, paper, figure
+        From the claim.
+    estimate, interval, n
+        Of the test; None and 0 where it was not made.
+    test, bound
+        In words.
+    verdict, why
+        One of `VERDICTS`, and the reason.
+    data
+        Data sets and scale.
+    note
+        What a reader should know besides.
+    """
+
+    id: str
+    statement: str
+    kind: str
+    where: str
+    paper: str
+    figure: str
+    test: str
+    bound: str
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+    n: int = 0
+    verdict: str = NOT_TESTED
+    why: str = ""
+    data: str = ""
+    note: str = ""
+
+
+def judge_study(study: str, scale: str, layout: Layout) -> None:
     """Judge all claims of a study by its tables and write ``claims.json``."""
     claims = load_study(study).claims
     tables = {
-        name: read_table(results, scale, study, name)
-        for name in sorted({claim["table"] for claim in claims})
+        name: read_table(study, name, scale, layout)
+        for name in sorted({claim.table for claim in claims})
     }
-    verdicts = [judge(claim, tables[claim["table"]], scale) for claim in claims]
-    path = results / scale / study / "claims.json"
-    write_whole(path, json.dumps(verdicts, indent=1) + "\n")
+    verdicts = [judge(claim, tables[claim.table], scale) for claim in claims]
+    path = layout.claims(scale, study)
+    write_atomic(path, json.dumps([asdict(v) for v in verdicts], indent=1) + "\n")
     print(path)
 
 
-def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> dict[str, Any]:
+def read_verdicts(study: str, scale: str, layout: Layout) -> list[Verdict]:
+    """Read what `judge_study` wrote; `UserError` if it is missing or damaged."""
+    path = layout.claims(scale, study)
+    try:
+        return [Verdict(**content) for content in read_json(path)]
+    except (OSError, TypeError, UserError) as error:
+        raise UserError(f"{path}: no readable verdicts ({error}); run Snakemake.") from None
+
+
+def judge(claim: Claim, table: pd.DataFrame, scale: str) -> Verdict:
     """Return a claim's verdict with estimate, interval, n, test, bound and the reason.
 
     Parameters
@@ -47,50 +95,50 @@ def judge(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> dict[str
     scale
         The scale that the table was made at.
     """
-    result = {
-        "id": claim["id"],
-        "statement": claim["statement"],
-        "kind": claim.get("kind", "claim"),
-        "where": claim["where"],
-        "paper": claim.get("paper", ""),
-        "figure": claim.get("figure", ""),
-        "estimate": None,
-        "interval": None,
-        "n": 0,
-        "test": describe_test(claim),
-        "bound": _bound_and_source(claim["bound"]),
-        "verdict": NOT_TESTED,
-        "data": "",
-        "note": claim.get("note", ""),
-    }
-    if scale in claim.get("not_tested_at", {}):
-        return result | {"why": claim["not_tested_at"][scale]}
-    rows = select(table, claim.get("select", {}), claim["id"])
+    untested = Verdict(
+        id=claim.id,
+        statement=claim.statement,
+        kind=claim.kind,
+        where=claim.where,
+        paper=claim.paper,
+        figure=claim.figure,
+        test=describe_test(claim),
+        bound=_bound_and_source(claim.bound),
+        note=claim.note,
+    )
+    if scale in claim.not_tested_at:
+        return replace(untested, why=claim.not_tested_at[scale])
+    if table.empty:
+        return replace(untested, why=f"nothing that it needs was run at scale {scale}")
+    rows = select(table, claim.select, claim.id)
     if rows.empty:
-        return result | {"why": _nothing_selected(claim, table, scale)}
+        return replace(untested, why=_nothing_selected(claim, table, scale))
     datasets = sorted(rows["dataset"].unique())
-    result["data"] = f"{', '.join(datasets)}; scale {scale}"
-    unfit = claim.get("not_tested_on", {})
-    if any(name in unfit for name in datasets):
-        return result | {"why": "; ".join(unfit[name] for name in datasets if name in unfit)}
+    data = f"{', '.join(datasets)}; scale {scale}"
+    unfit = [claim.not_tested_on[name] for name in datasets if name in claim.not_tested_on]
+    if unfit:
+        return replace(untested, data=data, why="; ".join(unfit))
     try:
         estimate = _estimate(claim, rows)
     except TooFewError as error:
-        return result | {"n": len(rows), "verdict": INCONCLUSIVE, "why": f"{error}"}
-    verdict, why = decide(estimate, claim["bound"], claim.get("least_n", 1))
-    return result | {
-        "estimate": estimate.value,
-        "interval": [estimate.low, estimate.high],
-        "n": estimate.n,
-        "verdict": verdict,
-        "why": why,
-        "note": _sentences(claim.get("note"), estimate.note, _divergence(rows)),
-    }
+        return replace(untested, data=data, n=len(rows), verdict=INCONCLUSIVE, why=f"{error}")
+    verdict, why = decide(estimate, claim.bound, claim.least_n)
+    return replace(
+        untested,
+        data=data,
+        estimate=_or_none(estimate.value),
+        interval=_interval(estimate),
+        n=estimate.n,
+        verdict=verdict,
+        why=why,
+        note=_sentences(claim.note, estimate.note, _divergence(rows)),
+    )
 
 
-def decide(estimate: Estimate, bound: Mapping[str, Any], least_n: int = 1) -> tuple[str, str]:
+def decide(estimate: Estimate, bound: Bound, least_n: int = 1) -> tuple[str, str]:
     """Return the verdict and why: the whole interval must lie on one side of the bound."""
-    lowest, highest = bound.get("above", -math.inf), bound.get("below", math.inf)
+    lowest = -math.inf if bound.above is None else bound.above
+    highest = math.inf if bound.below is None else bound.below
     region = describe_bound(bound)
     if estimate.n < least_n:
         return INCONCLUSIVE, f"{estimate.n} observations; the claim asks for {least_n}"
@@ -112,47 +160,49 @@ def select(table: pd.DataFrame, wanted: Mapping[str, Any], claim: str) -> pd.Dat
     return table
 
 
-def _nothing_selected(claim: Mapping[str, Any], table: pd.DataFrame, scale: str) -> str:
-    wanted = ", ".join(f"{column} = {value}" for column, value in claim["select"].items())
+def _nothing_selected(claim: Claim, table: pd.DataFrame, scale: str) -> str:
+    wanted = ", ".join(f"{column} = {value}" for column, value in claim.select.items())
     there = "; ".join(
-        f"{column}: {', '.join(map(str, table[column].unique()[:12]))}"
-        for column in claim["select"]
+        f"{column}: {', '.join(map(str, table[column].unique()[:12]))}" for column in claim.select
     )
     return f"no run of scale {scale} has {wanted} (there are {there})"
 
 
-def describe_bound(bound: Mapping[str, Any]) -> str:
+def describe_bound(bound: Bound) -> str:
     """Return a bound in words: ``below -0.5``."""
-    return " and ".join(f"{side} {bound[side]:g}" for side in ("above", "below") if side in bound)
+    sides = {"above": bound.above, "below": bound.below}
+    return " and ".join(f"{side} {value:g}" for side, value in sides.items() if value is not None)
 
 
-def _bound_and_source(bound: Mapping[str, Any]) -> str:
-    source = f" ({bound['source']})" if "source" in bound else ""
-    return describe_bound(bound) + source
+def _bound_and_source(bound: Bound) -> str:
+    return describe_bound(bound) + (f" ({bound.source})" if bound.source else "")
 
 
-def describe_test(claim: Mapping[str, Any]) -> str:
+def describe_test(claim: Claim) -> str:
     """Return a claim's test in words, arguments included."""
-    arguments = ", ".join(f"{key}={value}" for key, value in claim.get("arguments", {}).items())
-    return f"{claim['test']}({arguments}), {CONFIDENCE:.0%} interval"
+    arguments = ", ".join(f"{key}={value}" for key, value in claim.arguments.items())
+    return f"{claim.test}({arguments}), {CONFIDENCE:.0%} interval"
 
 
-def _estimate(claim: Mapping[str, Any], rows: pd.DataFrame) -> Estimate:
-    where = f"claims.yaml: {claim['id']}"
-    require_known(claim["test"], TESTS, f"{where}.test:")
-    test, arguments = TESTS[claim["test"]], claim.get("arguments", {})
-    known = [name for name in inspect.signature(test).parameters if name != "rows"]
-    for name in arguments:
-        require_known(name, known, f"{where}.arguments:")
+def _estimate(claim: Claim, rows: pd.DataFrame) -> Estimate:
     try:
-        return test(rows, **arguments)
+        return TESTS[claim.test](rows, **claim.arguments)
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{where}: test {claim['test']!r} cannot use its arguments: {error}"
+            f"claims.yaml: {claim.id}: test {claim.test!r} cannot use its arguments: {error}"
         ) from None
 
 
-def _sentences(*notes: str | None) -> str:
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _interval(estimate: Estimate) -> tuple[float, float] | None:
+    ends = (estimate.low, estimate.high)
+    return ends if all(map(math.isfinite, ends)) else None
+
+
+def _sentences(*notes: str) -> str:
     return " ".join(f"{note.rstrip('.')}." for note in notes if note)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,18 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
+from resnet_limits.classification_settings import ClassificationSettings, Precision
 from resnet_limits.data.batches import Batches, Draw
 from resnet_limits.data.images import Images, Split, load_images
 from resnet_limits.errors import UserError
-from resnet_limits.probes import Probe
+from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
-from resnet_limits.train import Context, Data, Problem
 
 EVALUATION_BATCH = 500
 
 
 class Classification(Problem):
     """One network on one set of images; one step is one mini-batch.
+
+    A subclass writes `build_network`.
 
     Order and augmentation of an epoch are drawn from its number and the seed alone, so networks
     of the same seed see the same batches, and a resumed run sees what it would have seen. An
@@ -33,15 +33,9 @@ class Classification(Problem):
     Parameters
     ----------
     settings
-        ``dataset``, ``train_images`` (0 for all), ``size`` (pixels a side, to which smaller images
-        are padded with zeros), ``batch``, ``epochs``, ``learning_rate``, ``momentum``,
-        ``weight_decay``, ``schedule``, ``augmentation``, ``precision`` and ``seed``.
+        Those of every image experiment, and whatever the subclass adds.
     context
         Device and data root.
-    build
-        Makes the network from the images and their size: ``(batch, channels, size, size)`` to
-        logits ``(batch, classes)``. Parameters whose names it lists as ``undecayed`` have no
-        weight decay.
 
     Attributes
     ----------
@@ -58,12 +52,9 @@ class Classification(Problem):
         If the data set cannot be had or does not fit the settings.
     """
 
-    def __init__(
-        self,
-        settings: SimpleNamespace,
-        context: Context,
-        build: Callable[[Images, int], nn.Module],
-    ) -> None:
+    scratch = ("_epoch",)  # drawn from the epoch's number and the seed
+
+    def __init__(self, settings: ClassificationSettings, context: Context) -> None:
         self.settings = settings
         self.device = context.device
         self.images = load_images(settings.dataset, context.data_root)
@@ -71,7 +62,7 @@ class Classification(Problem):
         self.precision = choose_precision(settings.precision, self.device)
         if self.device.type == "cuda":  # the fastest algorithms do not repeat their bits
             torch.backends.cudnn.deterministic = True
-        network = build(self.images, settings.size).to(self.device)
+        network = self.build_network().to(self.device)
         self.network: nn.Module = network.to(memory_format=torch.channels_last)
         self.members = [{"seed": settings.seed}]
         self.optimizer = self.make_optimizer()
@@ -80,19 +71,41 @@ class Classification(Problem):
         # Steps so far; and loss, errors and images of the running epoch as seen while training.
         self.taken = torch.zeros((), dtype=torch.int64)
         self.seen = torch.zeros(3, dtype=torch.float64, device=self.device)
-        self.state = {"taken": self.taken, "seen": self.seen, **self.network.state_dict()}
+        self.state: dict[str, Tensor] = {"taken": self.taken, "seen": self.seen}
         self._epoch: tuple[int, Draw] | None = None
+
+    def build_network(self) -> nn.Module:
+        """Make the network: ``(batch, channels, size, size)`` to logits ``(batch, classes)``.
+
+        Parameters whose names it lists as ``undecayed`` have no weight decay.
+        """
+        raise NotImplementedError
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        return int(self.images.train.images.shape[-1])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.images.classes)
+
+    @property
+    def warm_up(self) -> int:
+        """Epochs before those that the settings count."""
+        return 0
 
     def _load(self) -> None:
         settings, images = self.settings, self.images
         chosen = subset(images, settings.train_images)
         check_size(images, settings.size)
-        pad = settings.augmentation["pad"]
+        pad = settings.augmentation.pad
         self.train_batches = self._batches(chosen, pad)
         self.test_batches = self._batches(images.test, 0)
         self.data = describe(images, len(chosen.labels))
         self.steps_per_epoch = -(-len(chosen.labels) // settings.batch)
-        self.steps = settings.epochs * self.steps_per_epoch
+        self.steps = (self.warm_up + settings.epochs) * self.steps_per_epoch
         self.epoch_ends = list(range(0, self.steps + 1, self.steps_per_epoch))
         self.milestones = self.epoch_ends[1:]
 
@@ -124,16 +137,16 @@ class Classification(Problem):
     def make_scheduler(self) -> lr_scheduler.LRScheduler:
         """Return the settings' schedule, in steps: at milestones by a factor, or cosine to 0."""
         schedule = self.settings.schedule
-        if schedule["kind"] == "cosine":
+        if schedule.kind == "cosine":
             return lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
-        milestones = [epoch * self.steps_per_epoch for epoch in schedule["milestones"]]
-        return lr_scheduler.MultiStepLR(self.optimizer, milestones, schedule["factor"])
+        epochs = [self.warm_up + epoch for epoch in schedule.milestones]
+        milestones = [epoch * self.steps_per_epoch for epoch in epochs]
+        return lr_scheduler.MultiStepLR(self.optimizer, milestones, schedule.factor)
 
-    def step(self) -> Tensor:
+    def loss_and_grad(self) -> Tensor:
         """Compute the next mini-batch's mean loss and its gradients."""
         x, y = self.next_batch()
         self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
         logits = self.logits(x)
         loss = F.cross_entropy(logits, y)
         loss.backward()
@@ -143,14 +156,16 @@ class Classification(Problem):
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Return the next augmented images and labels, and count them."""
-        epoch, place = divmod(int(self.taken), self.steps_per_epoch)
-        if place == 0:
+        epoch, index = divmod(int(self.taken), self.steps_per_epoch)
+        if index == 0:
             self.seen.zero_()
         if self._epoch is None or self._epoch[0] != epoch:
             augmentation, seed = self.settings.augmentation, self.settings.seed
-            drawn = Draw.epoch(len(self.train_batches), augmentation, seed, epoch)
+            drawn = Draw.epoch(
+                len(self.train_batches), augmentation.pad, augmentation.flip, seed, epoch
+            )
             self._epoch = epoch, drawn
-        first = place * self.settings.batch
+        first = index * self.settings.batch
         self.taken += 1
         return self.train_batches.augmented(self._epoch[1][first : first + self.settings.batch])
 
@@ -168,7 +183,7 @@ class Classification(Problem):
         loss, errors, count = self.seen.tolist()
         test_loss, test_error = self.evaluate()
         row = {
-            "epoch": int(self.taken) // self.steps_per_epoch,
+            "epoch": int(self.taken) // self.steps_per_epoch - self.warm_up,
             "train_loss": loss / count if count else np.nan,
             "train_error": 100 * errors / count if count else np.nan,
             "test_loss": test_loss,
@@ -230,12 +245,12 @@ def describe(images: Images, count: int) -> Data:
     return Data(images.label, images.hash, "; ".join(filter(None, [images.note, share])))
 
 
-def choose_precision(precision: Mapping[str, Any], device: torch.device) -> str:
+def choose_precision(precision: Precision, device: torch.device) -> str:
     """Return the precision that the settings ask for on a device.
 
     ``auto`` is bfloat16 where the processor computes with it, and float32 elsewhere.
     """
-    wanted = precision[device.type]
+    wanted = precision.cuda if device.type == "cuda" else precision.cpu
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

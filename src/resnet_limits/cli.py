@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_limits.errors import UserError
-from resnet_limits.spec import SCALES, TRAINED_SCALES, Experiment, load_study
+from resnet_limits.layout import Layout, RunKey
+from resnet_limits.spec import Experiment, load_study
+from resnet_limits.study_files import SCALES, TRAINED_SCALES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,56 +32,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _config(options: argparse.Namespace) -> None:
-    config = load_study(options.study).run(options.scale, options.experiment, options.run_id)
-    print(json.dumps(config, indent=1))
+    key = RunKey(options.scale, options.study, options.experiment, options.run_id)
+    print(json.dumps(load_study(options.study).run(key).to_json(), indent=1))
 
 
 def _train(options: argparse.Namespace) -> None:
     from resnet_limits.train import Context, choose_device, read_config, train
 
     config = read_config(options.config)
-    set_threads(load_study(config["study"]).experiment(config["experiment"], config["scale"]))
+    experiment = load_study(config.key.study).experiments[config.key.experiment]
+    set_threads(experiment.resources.threads)
     context = Context(choose_device(options.device), options.data_root)
     train(config, options.output, context, options.checkpoint_seconds)
 
 
-def set_threads(experiment: Experiment) -> None:
+def set_threads(number: int) -> None:
     """Use as many threads as the experiment asks for, unless the caller has set a number."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(experiment.resources["threads"])
+        torch.set_num_threads(number)
 
 
 def _table(options: argparse.Namespace) -> None:
     from resnet_limits.analysis import make_table
 
-    make_table(options.study, options.table, options.scale, options.results)
+    make_table(options.study, options.table, options.scale, _layout(options))
 
 
 def _plot(options: argparse.Namespace) -> None:
     from resnet_limits.analysis import draw_figure
 
-    draw_figure(options.study, options.figure, options.scale, options.results, options.figures)
+    draw_figure(options.study, options.figure, options.scale, _layout(options))
 
 
 def _claims(options: argparse.Namespace) -> None:
     from resnet_limits.claims import judge_study
 
-    judge_study(options.study, options.scale, options.results)
+    judge_study(options.study, options.scale, _layout(options))
 
 
 def _report(options: argparse.Namespace) -> None:
     from resnet_limits.report import write_report
 
-    write_report(options.studies, options.scale, options.results, options.figures)
+    write_report(options.studies, options.scale, _layout(options))
 
 
 def _record(options: argparse.Namespace) -> None:
-    from resnet_limits.recorded import record_study
+    from resnet_limits.archive import record
 
-    for study in options.studies:
-        record_study(study, options.scale, options.results, options.force)
+    experiments = [options.experiment] if options.experiment else []
+    record(options.study, experiments, options.runs, options.scale, _layout(options), options.force)
+
+
+def _layout(options: argparse.Namespace) -> Layout:
+    return Layout(options.results, getattr(options, "figures", Path("figures")))
 
 
 def _progress(options: argparse.Namespace) -> None:
@@ -95,7 +102,7 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _document(options: argparse.Namespace) -> None:
-    from resnet_limits.document import update_readme
+    from resnet_limits.settings_table import update_readme
 
     for study in options.studies:
         update_readme(load_study(study))
@@ -142,10 +149,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_places(report, figures=True)
     report.set_defaults(run=_report)
 
-    record = commands.add_parser("record", help="copy a finished scale to results/recorded")
-    record.add_argument("studies", nargs="+", metavar="study")
+    record = commands.add_parser("record", help="add finished runs to the archive")
+    record.add_argument("study")
+    record.add_argument("experiment", nargs="?", help="all experiments if none is named")
+    record.add_argument("runs", nargs="*", metavar="run", help="all that have finished if none is")
     _add_places(record)
-    record.add_argument("--force", action="store_true", help="replace what another scale left")
+    record.add_argument(
+        "--force",
+        action="store_true",
+        help="replace runs of another scale, and keep runs that other sources trained",
+    )
     record.set_defaults(run=_record)
 
     progress = commands.add_parser("progress", help="show running trainings")
@@ -160,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--stamp", type=Path, help="write what is known of the (one) data set here")
     data.set_defaults(run=_data)
 
-    document = commands.add_parser("document", help="renew the settings table of a study's README")
+    document = commands.add_parser("document", help="renew the settings tables of a study's README")
     document.add_argument("studies", nargs="+", metavar="study")
     document.set_defaults(run=_document)
     return parser

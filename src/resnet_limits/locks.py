@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOCK = ".lock"
-
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:

@@ -1,9 +1,8 @@
-"""What is measured while training, and when."""
+"""When to measure, and rows of what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,25 +10,6 @@ import pandas as pd
 
 if TYPE_CHECKING:  # tables need the steps, and should not wait for torch
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A measurement.
-
-    Attributes
-    ----------
-    name
-        The measurement's file is ``<name>.csv``; ``metrics`` is the one that every run has.
-    steps
-        Numbers of optimizer steps after which it is taken; 0 is before the first.
-    measure
-        Returns tidy rows, columns of members included.
-    """
-
-    name: str
-    steps: Sequence[int]
-    measure: Callable[[], pd.DataFrame]
 
 
 def log_spaced(steps: int, count: int) -> list[int]:
@@ -40,7 +20,7 @@ def log_spaced(steps: int, count: int) -> list[int]:
 
 def evenly_spaced(steps: int, count: int) -> list[int]:
     """Return 0, ``steps`` and whole numbers between, ``count`` intervals as equal as can be."""
-    return sorted({round(steps * place / count) for place in range(count + 1)})
+    return sorted({round(steps * index / count) for index in range(count + 1)})
 
 
 def member_rows(members: Sequence[Mapping[str, Any]], **columns: Tensor) -> pd.DataFrame:

@@ -9,7 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from resnet_limits.locks import LOCK, is_locked
+from resnet_limits.layout import LOCK, PROGRESS
+from resnet_limits.locks import is_locked
 
 REFRESH_SECONDS = 2.0
 CLEAR = "\033[2J\033[H"
@@ -30,7 +31,7 @@ def follow(results: Path, scale: str | None, watch: bool) -> None:
 
 def status(results: Path, scale: str | None = None) -> Iterator[str]:
     """Yield a line for each training that has begun and has no record yet."""
-    for path in sorted(results.glob(f"{scale or '*'}/*/*/*/progress.jsonl")):
+    for path in sorted(results.glob(f"{scale or '*'}/*/*/*/{PROGRESS}")):
         if not (path.parent / "record.json").exists():
             last = _last_line(path)
             if last is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from resnet_limits.analysis import read_table, run_folder
-from resnet_limits.claims import VERDICTS
+from resnet_limits.analysis import finished_runs, read_table
+from resnet_limits.archive import completeness, read_manifest
+from resnet_limits.claims import VERDICTS, Verdict, read_verdicts
 from resnet_limits.errors import UserError
-from resnet_limits.files import write_table, write_whole
-from resnet_limits.record import git_commit, read_record, source_hash
-from resnet_limits.recorded import manifest
+from resnet_limits.files import write_atomic, write_table
+from resnet_limits.layout import RECORDED, Layout
+from resnet_limits.provenance import git_commit
+from resnet_limits.runs import Run
 from resnet_limits.spec import Study, load_study
 
 CLAIM_COLUMNS = (
@@ -28,25 +29,35 @@ CLAIM_COLUMNS = (
 )  # fmt: skip
 
 
-def write_report(studies: Sequence[str], scale: str, results: Path, figures: Path) -> None:
-    """Write ``results/<scale>/claims.csv`` and the self-contained page ``report.html``."""
-    sections = [_section(load_study(name), scale, results, figures) for name in studies]
-    write_table(results / scale / "claims.csv", claims_table(sections))
-    page = results / scale / "report.html"
-    write_whole(page, render(sections, scale))
+def write_report(studies: Sequence[str], scale: str, layout: Layout) -> None:
+    """Write ``claims.csv`` and the self-contained page ``report.html`` of a scale."""
+    sections = [_section(load_study(name), scale, layout) for name in studies]
+    write_table(layout.all_claims(scale), claims_table(sections))
+    page = layout.report(scale)
+    write_atomic(page, render(sections, scale))
     print(page)
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one study."""
+    """What the page shows of one study.
+
+    Attributes
+    ----------
+    study, claims, figures, tables
+        The study, its verdicts, its figures as base64 PNG, and the tables that it shows.
+    runs
+        A row for each run.
+    origins
+        How many runs each experiment has, and where they come from.
+    """
 
     study: Study
-    claims: list[dict[str, Any]]
+    claims: list[Verdict]
     figures: dict[str, str]
     tables: dict[str, pd.DataFrame]
     runs: list[dict[str, Any]]
-    recorded: dict[str, Any] | None
+    origins: list[str]
 
 
 def claims_table(sections: Sequence[Section]) -> pd.DataFrame:
@@ -54,8 +65,8 @@ def claims_table(sections: Sequence[Section]) -> pd.DataFrame:
     rows = []
     for section in sections:
         for claim in section.claims:
-            low, high = claim["interval"] or (None, None)
-            rows.append({**claim, "study": section.study.name, "low": low, "high": high})
+            low, high = claim.interval or (None, None)
+            rows.append({**vars(claim), "study": section.study.name, "low": low, "high": high})
     return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
 
 
@@ -67,7 +78,7 @@ def render(sections: Sequence[Section], scale: str) -> str:
     template = resources.files("resnet_limits").joinpath("report.html.j2").read_text("utf-8")
     claims = [claim for section in sections for claim in section.claims]
     counts = {
-        kind: Counter(claim["verdict"] for claim in claims if claim["kind"] == kind)
+        kind: Counter(claim.verdict for claim in claims if claim.kind == kind)
         for kind in ("claim", "check")
     }
     return environment.from_string(template).render(
@@ -79,28 +90,38 @@ def render(sections: Sequence[Section], scale: str) -> str:
     )
 
 
-def _section(study: Study, scale: str, results: Path, figures: Path) -> Section:
-    recorded = manifest(results, study.name) if scale == "recorded" else None
-    runs_scale = recorded["scale"] if recorded else scale
-    runs = []
-    for config in study.runs(runs_scale):
-        folder = run_folder(results, {**config, "scale": scale})
-        runs.append(_run_row(read_record(folder / "record.json")))
-    images = {name: _image(figures / scale / study.name / f"{name}.png") for name in study.figures}
-    verdicts = _claims(results / scale / study.name / "claims.json")
-    tables = {
-        name: with_intervals(read_table(results, scale, study.name, name))
-        for name, table in study.tables.items()
-        if table.get("shown")
-    }
-    return Section(study, verdicts, images, tables, runs, recorded)
+def _section(study: Study, scale: str, layout: Layout) -> Section:
+    runs = {name: finished_runs(study, name, scale, layout) for name in study.experiments}
+    sources = {name: study.sources(name) for name in study.experiments}
+    return Section(
+        study=study,
+        claims=read_verdicts(study.name, scale, layout),
+        figures={name: _image(layout.figure(scale, study.name, name)) for name in study.figures},
+        tables={
+            name: with_intervals(read_table(study.name, name, scale, layout))
+            for name, table in study.tables.items()
+            if table.shown
+        },
+        runs=[_run_row(run, sources[name]) for name in runs for run in runs[name]],
+        origins=_origins(study, scale, layout, {name: len(found) for name, found in runs.items()}),
+    )
 
 
-def _claims(path: Path) -> list[dict[str, Any]]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: no readable verdicts ({error}); run Snakemake.") from None
+def _origins(study: Study, scale: str, layout: Layout, counts: dict[str, int]) -> list[str]:
+    """Say which experiments are not complete, and at the scale ``recorded`` where each is from."""
+    if scale != RECORDED:
+        wanted = {name: len(study.experiment(name, scale).runs()) for name in counts}
+        return [f"{n}: {counts[n]} of {wanted[n]} runs" for n in counts if counts[n] < wanted[n]]
+    kept = read_manifest(study.name, layout).experiments
+    sentences = []
+    for name in study.experiments:
+        remark = completeness(study, name, layout)
+        parts = [remark] if remark else []
+        if name in kept:
+            commits = ", ".join(kept[name].commits)
+            parts = [f"scale {kept[name].scale}, commit {commits}", *parts]
+        sentences.append(f"{name}: {'; '.join(parts)}")
+    return sentences
 
 
 def _image(path: Path) -> str:
@@ -110,21 +131,22 @@ def _image(path: Path) -> str:
         raise UserError(f"{path}: no such figure; run Snakemake to draw it.") from None
 
 
-def _run_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    config = record["config"]
-    outcome, provenance, timing = record["outcome"], record["provenance"], record["timing"]
+def _run_row(run: Run, sources: str) -> dict[str, Any]:
+    record = run.record
+    provenance = record.provenance
     return {
-        "run": f"{config['experiment']}/{config['run']}",
-        "data": f"{record['data']['name']} ({record['data']['hash'][:8]})",
-        "state": outcome["state"],
-        "members": outcome["members"],
-        "diverged": len(outcome["diverged"]),
-        "seconds": timing["seconds"],
-        "memory": timing["peak_memory_mb"],
-        "device": f"{provenance['device']}, {_count(provenance['threads'], 'thread')}",
-        "commit": provenance["commit"],
-        "torch": provenance["versions"]["torch"],
-        "current": provenance["sources"] == source_hash(config["study"], config["experiment"]),
+        "run": f"{record.config.experiment}/{record.config.run}",
+        "data": f"{record.data.name} ({record.data.hash[:8]})",
+        "state": record.outcome.state,
+        "members": record.outcome.members,
+        "diverged": len(record.outcome.diverged),
+        "seconds": record.timing.seconds,
+        "memory": record.timing.peak_memory_mb,
+        "device": f"{provenance.device}, {_count(provenance.threads, 'thread')}",
+        "engine": " ".join(filter(None, [provenance.engine, provenance.precision])),
+        "commit": provenance.commit,
+        "torch": provenance.versions["torch"],
+        "current": provenance.sources == sources,
     }
 
 

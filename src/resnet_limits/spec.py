@@ -5,31 +5,39 @@ Nothing here imports torch, so that Snakemake and the command line start at once
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from resnet_limits.documents import read_yaml
 from resnet_limits.errors import UserError, require_known, suggest
-from resnet_limits.schemas import read_yaml, schema, validate
+from resnet_limits.layout import RunKey
+from resnet_limits.provenance import PACKAGE, analysis_digest, digest, public_names, training_digest
+from resnet_limits.settings import Settings, axes, build, to_json
+from resnet_limits.study_files import (
+    ARGUMENTS,
+    NOT_RUN,
+    TRAINED_SCALES,
+    Claim,
+    ClaimsFile,
+    FigureSpec,
+    Protocol,
+    Resources,
+    StudyFile,
+    TableSpec,
+)
 
-STUDIES = Path(__file__).parent / "studies"
-TRAINED_SCALES = ("smoke", "quick", "laptop", "paper")
-SCALES = (*TRAINED_SCALES, "recorded")
-NOT_RUN = "not run"
-RESOURCES = {"threads": 1, "mem_mb": 2000, "runtime": 60, "gpu": 0}
-
-Config = dict[str, Any]
+STUDIES = PACKAGE / "studies"
 
 
-def digest(value: Any) -> str:
-    """Return a hash of a JSON value that does not depend on the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def report_sources() -> str:
+    """Return the digest of what writes the report page."""
+    return analysis_digest(PACKAGE / "report.py", [PACKAGE / "report.html.j2"])
 
 
 def study_names() -> list[str]:
@@ -39,7 +47,7 @@ def study_names() -> list[str]:
 
 @cache
 def load_study(name: str) -> Study:
-    """Read and validate a study.
+    """Read and validate a study: every run of every scale, and every claim.
 
     Raises
     ------
@@ -48,6 +56,23 @@ def load_study(name: str) -> Study:
     """
     require_known(name, study_names(), "study")
     return Study(name, STUDIES / name)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run's resolved configuration: all that training is told."""
+
+    key: RunKey
+    settings: Settings
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as plain values, as records have it."""
+        return {**vars(self.key), "settings": to_json(self.settings)}
+
+    @property
+    def digest(self) -> str:
+        """A hash of the configuration."""
+        return digest(self.to_json())
 
 
 @dataclass(frozen=True)
@@ -60,43 +85,39 @@ class Experiment:
         Value of every setting; a list for a grid axis.
     grid
         Names of the grid axes, in the order of study.yaml.
-    batch
-        The axes that a run trains together; every other axis makes runs of its own.
-    is_run
+    settings_class
+        The type of a run's settings; its axes are what one run trains together, and every other
+        axis of the grid makes runs of its own.
+    runs_here
         Whether this scale runs the experiment at all; if not, it has no runs.
     """
 
     study: str
     name: str
     scale: str
-    problem: str
     settings: Mapping[str, Any]
     grid: tuple[str, ...]
-    batch: tuple[str, ...]
-    resources: Mapping[str, int] = field(default_factory=dict)
-    is_run: bool = True
+    settings_class: type[Settings]
+    resources: Resources
+    runs_here: bool = True
 
     @property
     def run_axes(self) -> tuple[str, ...]:
         """Grid axes that tell the runs apart."""
-        return tuple(axis for axis in self.grid if axis not in self.batch)
+        return tuple(axis for axis in self.grid if axis not in axes(self.settings_class))
 
-    def runs(self) -> dict[str, Config]:
+    def runs(self) -> dict[str, RunConfig]:
         """Return the resolved configuration of every run by its id."""
-        if not self.is_run:
+        if not self.runs_here:
             return {}
         points = itertools.product(*(self.settings[axis] for axis in self.run_axes))
         configs = (self._config(dict(zip(self.run_axes, point, strict=True))) for point in points)
-        return {config["run"]: config for config in configs}
+        return {config.key.run: config for config in configs}
 
-    def _config(self, point: Mapping[str, Any]) -> Config:
-        return {
-            "study": self.study,
-            "experiment": self.name,
-            "run": run_id(point),
-            "scale": self.scale,
-            "settings": {**self.settings, **point},
-        }
+    def _config(self, point: Mapping[str, Any]) -> RunConfig:
+        key = RunKey(self.scale, self.study, self.name, run_id(point))
+        where = f"{STUDIES / self.study / 'study.yaml'}: {self.name} at scale {self.scale}"
+        return RunConfig(key, build(self.settings_class, {**self.settings, **point}, where))
 
 
 def run_id(point: Mapping[str, Any]) -> str:
@@ -110,173 +131,195 @@ def run_id(point: Mapping[str, Any]) -> str:
 
 
 class Study:
-    """A study's files, validated: protocol, settings' schema and claims."""
+    """A study's files, validated: protocol, claims, and the modules that define its parts.
+
+    Modules are found by role: ``[part_]problems.py``, ``[part_]tables.py``, ``[part_]plots.py``.
+    """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
         self.file = folder / "study.yaml"
-        self.document = read_yaml(self.file)
-        validate(self.document, schema("study"), str(self.file))
-        self._check()
+        self.document: StudyFile = build(StudyFile, read_yaml(self.file), str(self.file))
+        self._check_names()
+        for experiment in self.experiments:
+            self._check_experiment(experiment)
+        self._check_claims()
 
     @property
     def title(self) -> str:
         """The study's title."""
-        return self.document["title"]
+        return self.document.title
 
     @property
-    def experiments(self) -> dict[str, Any]:
+    def experiments(self) -> dict[str, Protocol]:
         """The protocol's experiments as study.yaml has them."""
-        return self.document["experiments"]
+        return self.document.experiments
 
     @property
-    def tables(self) -> dict[str, Any]:
-        """Tables by name, with the experiments they read and a caption."""
-        return self.document["tables"]
+    def tables(self) -> dict[str, TableSpec]:
+        """Tables by name."""
+        return self.document.tables
 
     @property
-    def figures(self) -> dict[str, Any]:
-        """Figures by name, with the tables they read and a caption."""
-        return self.document["figures"]
+    def figures(self) -> dict[str, FigureSpec]:
+        """Figures by name."""
+        return self.document.figures
 
     @cached_property
-    def settings_schema(self) -> dict[str, dict[str, Any]]:
-        """JSON Schema of every setting, by problem and name (schema.yaml).
-
-        ``include: classification`` stands for the settings of schemas/classification.yaml.
-        """
-        problems = read_yaml(self.folder / "schema.yaml")
-        for rules in problems.values():
-            if "include" in rules:
-                rules |= {**schema(rules.pop("include")), **rules}
-        return problems
-
-    @cached_property
-    def claims(self) -> list[dict[str, Any]]:
-        """The paper's claims (claims.yaml)."""
+    def claims(self) -> list[Claim]:
+        """The paper's claims, and checks of ours (claims.yaml)."""
         path = self.folder / "claims.yaml"
-        claims = read_yaml(path)
-        validate(claims, schema("claims"), str(path))
-        for name in (names := [claim["id"] for claim in claims]):
-            if names.count(name) > 1:
-                raise UserError(f"{path}: the id {name!r} stands twice; rename one.")
-        for claim in claims:
-            require_known(claim["table"], self.tables, f"{path}: {claim['id']}.table:")
-            if "figure" in claim:
-                require_known(claim["figure"], self.figures, f"{path}: {claim['id']}.figure:")
-        return claims
+        return build(ClaimsFile, {"claims": read_yaml(path)}, str(path)).claims
 
     def experiment(self, name: str, scale: str) -> Experiment:
         """Resolve an experiment at a scale: the protocol, then what the scale overrides."""
         require_known(name, self.experiments, f"{self.name}: experiment")
         require_known(scale, TRAINED_SCALES, "scale")
         protocol = self.experiments[name]
-        is_run = self._overrides(scale).get(name) != NOT_RUN
-        overrides = self._overrides(scale).get(name, {}) if is_run else {}
-        settings = {
-            key: overrides.get(key, setting.get("grid", setting.get("value")))
-            for key, setting in protocol["settings"].items()
-        }
+        overrides = self._overrides(scale).get(name, {})
+        runs_here = overrides != NOT_RUN
+        values = {key: source.content for key, source in protocol.settings.items()}
         return Experiment(
             study=self.name,
             name=name,
             scale=scale,
-            problem=protocol["problem"],
-            settings=settings,
-            grid=tuple(key for key, setting in protocol["settings"].items() if "grid" in setting),
-            batch=tuple(protocol.get("batch", ())),
-            resources=RESOURCES | protocol.get("resources", {}),
-            is_run=is_run,
+            settings={**values, **overrides} if isinstance(overrides, dict) else values,
+            grid=tuple(key for key, source in protocol.settings.items() if source.grid is not None),
+            settings_class=self.settings_class(name),
+            resources=protocol.resources,
+            runs_here=runs_here,
         )
 
-    def runs(self, scale: str, experiment: str | None = None) -> Iterator[Config]:
+    def runs(self, scale: str, experiment: str | None = None) -> Iterator[RunConfig]:
         """Yield the run configurations of one experiment, or of all, at a scale."""
         for name in [experiment] if experiment else self.experiments:
             yield from self.experiment(name, scale).runs().values()
 
-    def run(self, scale: str, experiment: str, run: str) -> Config:
+    def run(self, key: RunKey) -> RunConfig:
         """Return one run's configuration."""
-        runs = self.experiment(experiment, scale).runs()
-        require_known(run, runs, f"{self.name}/{experiment}: run")
-        return runs[run]
+        runs = self.experiment(key.experiment, key.scale).runs()
+        require_known(key.run, runs, f"{self.name}/{key.experiment}: run")
+        return runs[key.run]
 
-    def builder(self, experiment: str) -> tuple[str, str]:
-        """Return the module of the study's folder, and the function in it, that build a problem.
+    def config(self, document: Mapping[str, Any], where: str) -> RunConfig:
+        """Return the typed form of what `RunConfig.to_json` gave, or of what a user wrote."""
+        key = RunKey(*(document[part] for part in ("scale", "study", "experiment", "run")))
+        require_known(key.experiment, self.experiments, f"{where}: experiment")
+        settings = build(
+            self.settings_class(key.experiment), document["settings"], f"{where}: settings"
+        )
+        return RunConfig(key, settings)
 
-        ``problem: images.cifar`` is ``cifar`` of ``images.py``; without a module it is
-        ``experiments.py``.
+    def settings_class(self, experiment: str) -> type[Settings]:
+        """Return the type of an experiment's settings: ``XSettings`` of ``XProblem``."""
+        problem = self.experiments[experiment].problem
+        name = problem.removesuffix("Problem") + "Settings"
+        module = importlib.import_module(f"resnet_limits.studies.{self.name}.settings")
+        known = [key for key in vars(module) if key.endswith("Settings")]
+        where = f"{self.file}: experiments.{experiment}.problem: {problem}: settings class"
+        require_known(name, known, where)
+        found: type[Settings] = getattr(module, name)
+        return found
+
+    def problem_module(self, experiment: str) -> Path:
+        """Return the file that defines an experiment's problem."""
+        return self.find("problems", self.experiments[experiment].problem)
+
+    def sources(self, experiment: str) -> str:
+        """Return the digest of all sources that can change an experiment's trained numbers."""
+        return training_digest(self.problem_module(experiment))
+
+    def analysis_sources(self, role: str, name: str) -> str:
+        """Return the digest of what makes a table or figure, the study's CSV files included."""
+        return analysis_digest(self.find(role, name), sorted(self.folder.glob("*.csv")))
+
+    def claims_sources(self) -> str:
+        """Return the digest of what judges the study's claims."""
+        return analysis_digest(PACKAGE / "claims.py", [self.folder / "claims.yaml"])
+
+    def find(self, role: str, name: str) -> Path:
+        """Return the module of a role, such as ``tables``, that defines a function or class.
+
+        Raises
+        ------
+        UserError
+            If none does, or more than one.
         """
-        module, _, function = self.experiments[experiment]["problem"].rpartition(".")
-        return module or "experiments", function
+        found = [p for p in sorted(self.folder.glob(f"*{role}.py")) if name in public_names(p)]
+        if not found:
+            files = f"{self.folder}/[part_]{role}.py"
+            raise UserError(f"{files}: none defines {name!r}, which study.yaml names; write it.")
+        if len(found) > 1:
+            both = " and ".join(path.name for path in found)
+            raise UserError(f"{self.folder}: {both} both define {name!r}; rename one.")
+        return found[0]
 
-    def check_config(self, config: Config, where: str) -> None:
-        """Raise `UserError` unless a configuration has exactly its problem's settings."""
-        require_known(config["experiment"], self.experiments, f"{where}: experiment")
-        rules = self.problem_schema(config["experiment"])
-        batch = self.experiments[config["experiment"]].get("batch", ())
-        properties = {
-            key: {"type": "array", "minItems": 1, "items": rule} if key in batch else rule
-            for key, rule in rules.items()
-        }
-        whole = {"properties": properties, "required": [*rules], "additionalProperties": False}
-        validate(config["settings"], whole, f"{where}: settings")
-
-    def problem_schema(self, experiment: str) -> dict[str, Any]:
-        """Return the schema of an experiment's settings."""
-        problem = self.experiments[experiment]["problem"]
-        require_known(problem, self.settings_schema, f"{self.file}: {experiment}.problem:")
-        return self.settings_schema[problem]
+    def load(self, role: str, name: str) -> Any:
+        """Import and return the function or class that `find` finds."""
+        stem = self.find(role, name).stem
+        module: ModuleType = importlib.import_module(f"resnet_limits.studies.{self.name}.{stem}")
+        return getattr(module, name)
 
     def _overrides(self, scale: str) -> dict[str, Any]:
-        return (self.document.get("scales") or {}).get(scale) or {}
+        return dict(self.document.scales).get(scale, {})  # type: ignore[call-overload]
 
-    def _check(self) -> None:
-        for name in self.experiments:
-            self._check_experiment(name)
-        for scale in self.document.get("scales") or {}:
-            self._check_overrides(scale)
+    def _check_names(self) -> None:
         for name, table in self.tables.items():
-            for experiment in table["experiments"]:
+            self.find("tables", name)
+            for experiment in table.experiments:
                 require_known(experiment, self.experiments, f"{self.file}: tables.{name}:")
         for name, figure in self.figures.items():
-            for table in figure["tables"]:
-                require_known(table, self.tables, f"{self.file}: figures.{name}:")
+            self.find("plots", name)
+            for table_name in figure.tables:
+                require_known(table_name, self.tables, f"{self.file}: figures.{name}:")
+        for scale in self.document.scales:
+            for name, overrides in self._overrides(scale).items():
+                where = f"{self.file}: scales.{scale}"
+                require_known(name, self.experiments, f"{where}:")
+                if overrides != NOT_RUN and not isinstance(overrides, dict):
+                    raise UserError(
+                        f"{where}.{name}: {overrides!r} is not allowed; give settings, or write "
+                        f"{NOT_RUN!r}."
+                    )
 
     def _check_experiment(self, name: str) -> None:
-        protocol, rules = self.experiments[name], self.problem_schema(name)
-        where = f"{self.file}: experiments.{name}"
-        for key, setting in protocol["settings"].items():
-            self._check_setting(
-                key, setting.get("grid", setting.get("value")), name, f"{where}.settings"
-            )
-        for key in rules:
-            if key not in protocol["settings"]:
-                raise UserError(f"{where}.settings: lacks the key {key!r}; add it.")
-        grid = [key for key, setting in protocol["settings"].items() if "grid" in setting]
-        for axis in protocol.get("batch", ()):
-            require_known(axis, grid, f"{where}.batch: grid axis")
+        self.problem_module(name)
+        protocol = self.experiments[name]
+        for key, source in protocol.settings.items():
+            where = f"{self.file}: experiments.{name}.settings.{key}"
+            self._check_grid(name, key, source.content, where)
+        for scale in TRAINED_SCALES:
+            overrides = self._overrides(scale).get(name, {})
+            for key, value in overrides.items() if isinstance(overrides, dict) else ():
+                where = f"{self.file}: scales.{scale}.{name}.{key}"
+                if key not in protocol.settings:
+                    raise UserError(f"{where}: unknown key; {suggest(key, protocol.settings)}")
+                self._check_grid(name, key, value, where)
+        # Building a run's configuration checks its settings, one by one and together.
+        for scale in reversed(TRAINED_SCALES):  # the protocol first
+            self.experiment(name, scale).runs()
 
-    def _check_overrides(self, scale: str) -> None:
-        for name, overrides in self._overrides(scale).items():
-            require_known(name, self.experiments, f"{self.file}: scales.{scale}:")
-            where = f"{self.file}: scales.{scale}.{name}"
-            if overrides == NOT_RUN:
-                continue
-            for key, value in overrides.items():
-                self._check_setting(key, value, name, where)
-
-    def _check_setting(self, key: str, value: Any, experiment: str, where: str) -> None:
-        rules = self.problem_schema(experiment)
-        if key not in rules:
-            raise UserError(f"{where}: unknown key {key!r}; {suggest(key, rules)}")
-        protocol = self.experiments[experiment]["settings"].get(key, {})
-        if "grid" not in protocol:
-            validate(value, rules[key], f"{where}.{key}")
+    def _check_grid(self, experiment: str, key: str, value: Any, where: str) -> None:
+        source = self.experiments[experiment].settings[key]
+        if source.grid is None:
             return
         if not isinstance(value, list) or not value:
-            raise UserError(f"{where}.{key}: is a grid axis; give a list with at least one value.")
-        for place, point in enumerate(value):
-            validate(point, rules[key], f"{where}.{key}")
-            if point in value[:place]:
-                raise UserError(f"{where}.{key}: {point!r} stands twice; leave one out.")
+            raise UserError(f"{where}: is a grid axis; give a list with at least one value.")
+        for index, point in enumerate(value):
+            if point in value[:index]:
+                raise UserError(f"{where}: duplicate value {point!r}; keep one.")
+
+    def _check_claims(self) -> None:
+        path = self.folder / "claims.yaml"
+        names = [claim.id for claim in self.claims]
+        for claim in self.claims:
+            where = f"{path}: {claim.id}"
+            if names.count(claim.id) > 1:
+                raise UserError(f"{path}: duplicate id {claim.id!r}; rename one.")
+            require_known(claim.table, self.tables, f"{where}.table:")
+            if claim.figure:
+                require_known(claim.figure, self.figures, f"{where}.figure:")
+            require_known(claim.test, ARGUMENTS, f"{where}.test:")
+            for argument in claim.arguments:
+                require_known(argument, ARGUMENTS[claim.test], f"{where}.arguments:")

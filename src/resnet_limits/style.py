@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from resnet_limits.files import hash_file
-from resnet_limits.record import git_commit
 
 WIDTH = 5.5  # inches; a page's text width
 HEIGHT = 3.4
@@ -140,7 +139,7 @@ def save(
     origin = f"data: {', '.join(datasets)}   scale: {scale}"
     figure.supxlabel(origin, fontsize=6, color="0.4", x=0.995, ha="right")
     content = hashlib.sha256("".join(map(hash_file, paths)).encode()).hexdigest()
-    subject = f"scale {scale}; commit {git_commit()}; tables {content}"
+    subject = f"scale {scale}; tables {content}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     # No dates and no program versions: the same tables give the same bytes.
     print(f"{stem}.png", f"{stem}.pdf", sep="\n")

@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import json
+import math
 import os
 import resource
 import sys
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from resnet_limits.checkpoint import Checkpoint
+from resnet_limits.checkpoint import Checkpoint, Marks, pack, read_marks, unpack
+from resnet_limits.contract import METRICS, Contract
+from resnet_limits.documents import parse_json
 from resnet_limits.errors import UserError
-from resnet_limits.locks import LOCK, locked
-from resnet_limits.probes import Probe
-from resnet_limits.record import (
-    git_commit,
-    read_record,
-    source_hash,
-    versions,
-    write_record,
-)
-from resnet_limits.schemas import schema, validate
-from resnet_limits.spec import Config, digest, load_study
-
-CHECKPOINT_SECONDS = 20.0
-PROGRESS = "progress.jsonl"
-
-
-@dataclass(frozen=True)
-class Context:
-    """Where a run is trained; nothing in it may change what is trained."""
-
-    device: torch.device
-    data_root: Path
+from resnet_limits.files import remove_temporaries
+from resnet_limits.layout import CHECKPOINT, LOCK, PROGRESS, RECORD
+from resnet_limits.locks import locked
+from resnet_limits.problem import Context, Probe, Problem
+from resnet_limits.provenance import git_commit, versions
+from resnet_limits.runs import ConfigFile, Run, read_record, write_record
+from resnet_limits.settings import build
+from resnet_limits.spec import RunConfig, load_study
 
 
 def choose_device(name: str) -> torch.device:
@@ -54,72 +40,9 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-@dataclass(frozen=True)
-class Data:
-    """What a problem was trained on: name, hash of the tensors, and what to know about it."""
-
-    name: str
-    hash: str
-    note: str = ""
-
-    @classmethod
-    def of(cls, name: str, tensors: Sequence[Tensor], note: str = "") -> Data:
-        """Name a data set made of tensors by the hash of their bytes."""
-        content = hashlib.sha256()
-        for tensor in tensors:
-            content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return cls(name, content.hexdigest()[:16], note)
-
-
-class Problem:
-    """What an experiment hands to `fit`.
-
-    Subclasses set the attributes and write ``step``; where they draw random numbers or change
-    tensors while training, they list these in ``state``.
-
-    Attributes
-    ----------
-    members
-        What tells the slots of the batched tensor axes apart, e.g. ``{"seed": 0}``; a run that
-        trains one network has one member.
-    steps
-        Number of optimizer steps.
-    data
-        The data set's name and hash.
-    optimizer, scheduler
-        From torch; the scheduler may be None.
-    probes
-        What is measured, and before which steps.
-    milestones
-        Steps after which a checkpoint is due, besides those by time; e.g. the ends of epochs.
-    precision
-        Type of most of the arithmetic, where there is a choice; goes into the record.
-    state
-        Parameters, buffers and generators that a resumed run needs, by name.
-    """
-
-    members: list[dict[str, Any]]
-    steps: int
-    data: Data
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
-    probes: Sequence[Probe] = ()
-    milestones: Container[int] = ()
-    precision: str = ""
-    state: Mapping[str, Tensor | torch.Generator]
-
-    def step(self) -> Tensor:
-        """Compute every member's loss, shape ``(members,)``, and leave gradients in ``.grad``."""
-        raise NotImplementedError
-
-    def is_done(self) -> bool:
-        """Whether to stop before the last step; asked after every measurement."""
-        return False
-
-
 @dataclass
-class Progress:
-    """Where a training stands; all that a checkpoint holds besides the problem's state."""
+class LoopState:
+    """Where training stands; all that a checkpoint holds besides the problem's state."""
 
     diverged_at: Tensor
     step: int = 0
@@ -129,8 +52,20 @@ class Progress:
     resumed: int = 0
     rows: dict[str, list[pd.DataFrame]] = field(default_factory=dict)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return tensors and plain values."""
+        return vars(self) | {"rows": {name: pack(frames) for name, frames in self.rows.items()}}
 
-def train(config: Config, folder: Path, context: Context, checkpoint_seconds: float) -> None:
+    @classmethod
+    def from_plain(cls, content: dict[str, Any], device: torch.device) -> LoopState:
+        """Undo `to_plain`."""
+        state = cls(**content)
+        state.rows = {name: unpack(frames) for name, frames in content["rows"].items()}
+        state.diverged_at = state.diverged_at.to(device)
+        return state
+
+
+def train(config: RunConfig, folder: Path, context: Context, checkpoint_seconds: float) -> None:
     """Train one run unless its record is there already.
 
     Parameters
@@ -144,35 +79,47 @@ def train(config: Config, folder: Path, context: Context, checkpoint_seconds: fl
     checkpoint_seconds
         Seconds between checkpoints.
     """
+    study = load_study(config.key.study)
+    sources = study.sources(config.key.experiment)
     with locked(folder / LOCK):
-        if _is_finished(config, folder):
+        remove_temporaries(folder)
+        if _is_finished(config, sources, folder):
             print(f"{folder}: has been trained already.")
             return
-        module, function = load_study(config["study"]).builder(config["experiment"])
-        found = importlib.import_module(f"resnet_limits.studies.{config['study']}.{module}")
-        problem = getattr(found, function)(SimpleNamespace(**config["settings"]), context)
-        fit(problem, config, folder, checkpoint_seconds)
+        _use_threads_of(folder / CHECKPOINT)
+        build_problem = study.load("problems", study.experiments[config.key.experiment].problem)
+        fit(build_problem(config.settings, context), config, sources, folder, checkpoint_seconds)
 
 
-def _is_finished(config: Config, folder: Path) -> bool:
+def _is_finished(config: RunConfig, sources: str, folder: Path) -> bool:
+    """Whether a record of this configuration and these sources is there, measurements and all."""
     try:
-        record = read_record(folder / "record.json")
+        record = read_record(folder / RECORD)
+        for file in record.files:
+            Run(folder, record).content(file)
     except UserError:
         return False
-    same = record["config"] == config
-    return same and record["provenance"]["sources"] == _sources(config)
+    return record.digest == config.digest and record.provenance.sources == sources
 
 
-def _sources(config: Config) -> str:
-    return source_hash(config["study"], config["experiment"])
+def _use_threads_of(checkpoint: Path) -> None:
+    """Continue with as many threads as before: sums have another order with another number."""
+    marks = read_marks(checkpoint)
+    threads = marks and marks.get("threads")
+    if isinstance(threads, int) and 0 < threads != torch.get_num_threads():
+        print(f"Continuing with {threads} threads, as the run was started.", flush=True)
+        torch.set_num_threads(threads)
 
 
-def fit(problem: Problem, config: Config, folder: Path, checkpoint_seconds: float) -> None:
+def fit(
+    problem: Problem, config: RunConfig, sources: str, folder: Path, checkpoint_seconds: float
+) -> None:
     """Train a problem to its end and write its record.
 
-    Continues from the folder's checkpoint if that is of the same configuration and sources,
-    and then ends with the same bits as an undisturbed run. Members whose loss stops being
-    finite are recorded as diverged; the others go on.
+    Continues from the folder's checkpoint if that is of the same configuration, sources,
+    versions, device, threads, engine and precision, and then ends with the same bits as an
+    undisturbed run. Members whose loss stops being finite are recorded as diverged; the others
+    go on.
 
     Parameters
     ----------
@@ -180,65 +127,134 @@ def fit(problem: Problem, config: Config, folder: Path, checkpoint_seconds: floa
         What to train.
     config
         The run's resolved configuration; goes into the record.
+    sources
+        Digest of the sources that can change the numbers.
     folder
-        Where metrics, record, checkpoint and progress lines go.
+        Where measurements, record, checkpoint and progress lines go.
     checkpoint_seconds
         Seconds between checkpoints.
+
+    Raises
+    ------
+    UserError
+        If the problem does not keep its contract (`Problem`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    marks = {"digest": digest(config), "sources": _sources(config)}
-    checkpoint = Checkpoint(folder / "checkpoint.pt", marks, problem)
-    progress = _start(checkpoint, problem)
-    _loop(problem, progress, checkpoint, checkpoint_seconds)
-    _write(problem, progress, config, folder, marks["sources"])
-    checkpoint.remove()
+    loop = _Loop(problem, folder, _marks(problem, config, sources), checkpoint_seconds)
+    loop.run()
+    _write(problem, loop.state, config, sources, folder)
+    loop.checkpoint.remove()
 
 
-def _start(checkpoint: Checkpoint, problem: Problem) -> Progress:
-    restored = checkpoint.restore()
-    if restored is not None:
-        progress = Progress(**restored)
-        progress.resumed += 1
-        progress.diverged_at = progress.diverged_at.to(_device(problem))
-        print(f"Continuing from step {progress.step} of {problem.steps}.", flush=True)
-        return progress
-    (checkpoint.path.parent / PROGRESS).unlink(missing_ok=True)
-    return Progress(diverged_at=torch.full((len(problem.members),), -1, device=_device(problem)))
+def _marks(problem: Problem, config: RunConfig, sources: str) -> Marks:
+    return {
+        "configuration": config.digest,
+        "sources": sources,
+        "versions": versions(),
+        "device": str(_device(problem)),
+        "threads": torch.get_num_threads(),
+        "engine": problem.engine,
+        "precision": problem.precision,
+    }
 
 
-def _loop(
-    problem: Problem, progress: Progress, checkpoint: Checkpoint, checkpoint_seconds: float
-) -> None:
-    due = _due(problem.probes)
-    start, saved = time.monotonic() - progress.seconds, time.monotonic()
-    while True:
-        probes = due.get(progress.step, ())
-        # A checkpoint may have been taken after this step's measurements.
-        if progress.step > progress.measured and probes:
-            _measure(progress, probes)
-            progress.seconds = time.monotonic() - start
-            _report(problem, progress, checkpoint.path.with_name(PROGRESS))
-            if problem.is_done() or bool((progress.diverged_at >= 0).all()):
+class _Loop:
+    """The training loop of one problem, from its checkpoint or from the start."""
+
+    def __init__(
+        self, problem: Problem, folder: Path, marks: Marks, checkpoint_seconds: float
+    ) -> None:
+        self.problem = problem
+        self.lines = folder / PROGRESS
+        self.checkpoint = Checkpoint(folder / CHECKPOINT, marks, problem)
+        self.checkpoint_seconds = checkpoint_seconds
+        self.contract = Contract(problem)
+        self.due = _due(problem.probes)
+        self.checked = False  # the first step is looked at more closely
+        self.state = self._first_state()
+
+    def _first_state(self) -> LoopState:
+        device = _device(self.problem)
+        restored = self.checkpoint.restore()
+        if restored is None:
+            self.lines.unlink(missing_ok=True)
+            return LoopState(
+                diverged_at=torch.full((len(self.problem.members),), -1, device=device)
+            )
+        state = LoopState.from_plain(restored, device)
+        state.resumed += 1
+        print(f"Continuing from step {state.step} of {self.problem.steps}.", flush=True)
+        return state
+
+    def run(self) -> None:
+        problem, state = self.problem, self.state
+        start, saved = time.monotonic() - state.seconds, time.monotonic()
+        while True:
+            probes = self.due.get(state.step, ())
+            # A checkpoint may have been taken after this step's measurements.
+            if state.step > state.measured and probes:
+                self._measure(probes)
+                state.seconds = time.monotonic() - start
+                self._report()
+                if problem.is_done() or bool((state.diverged_at >= 0).all()):
+                    return
+            if state.step == problem.steps:
                 return
-        if progress.step == problem.steps:
+            late = time.monotonic() - saved > self.checkpoint_seconds
+            if late or state.step in problem.milestones:
+                state.seconds = time.monotonic() - start
+                self._save()
+                saved = time.monotonic()
+            self._advance()
+
+    def _advance(self) -> None:
+        problem, state = self.problem, self.state
+        problem.optimizer.zero_grad(set_to_none=True)
+        losses = problem.loss_and_grad()
+        if not self.checked:
+            self.contract.check_losses(losses)
+            self.contract.check_gradients()
+        problem.optimizer.step()
+        if problem.scheduler is not None:
+            problem.scheduler.step()
+        if not self.checked:
+            self.contract.check_state()
+            self.checked = True
+        # Kept on the device: asking for a bool here would stall a GPU at every step.
+        lost = (state.diverged_at < 0) & ~torch.isfinite(losses)
+        state.diverged_at.masked_fill_(lost, state.step)
+        state.step += 1
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless it would not hold all that has changed."""
+        self.contract.check_state()
+        self.checkpoint.save(self.state.to_plain())
+
+    def _measure(self, probes: Sequence[Probe]) -> None:
+        state = self.state
+        for probe in probes:
+            frame = probe.measure()
+            frame.insert(0, "step", state.step)
+            state.rows.setdefault(probe.name, []).append(frame)
+        state.measured = state.step
+
+    def _report(self) -> None:
+        """Append one line for people: where training stands and what was measured last."""
+        state, problem = self.state, self.problem
+        if METRICS not in state.rows:
             return
-        late = time.monotonic() - saved > checkpoint_seconds
-        if late or progress.step in problem.milestones:
-            progress.seconds = time.monotonic() - start
-            checkpoint.save(vars(progress))
-            saved = time.monotonic()
-        _advance(problem, progress)
-
-
-def _advance(problem: Problem, progress: Progress) -> None:
-    losses = problem.step()
-    problem.optimizer.step()
-    if problem.scheduler is not None:
-        problem.scheduler.step()
-    # Kept on the device: asking for a bool here would stall a GPU at every step.
-    lost = (progress.diverged_at < 0) & ~torch.isfinite(losses)
-    progress.diverged_at.masked_fill_(lost, progress.step)
-    progress.step += 1
+        last = state.rows[METRICS][-1].drop(columns=["step", *problem.members[0]])
+        median = last.median(numeric_only=True).dropna()
+        line = {
+            "step": state.step,
+            "steps": problem.steps,
+            "seconds": round(state.seconds, 2),
+            "pid": os.getpid(),
+            "median": {key: float(f"{value:.4g}") for key, value in median.items()},
+        }
+        with self.lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
 
 
 def _due(probes: Sequence[Probe]) -> dict[int, list[Probe]]:
@@ -249,75 +265,58 @@ def _due(probes: Sequence[Probe]) -> dict[int, list[Probe]]:
     return due
 
 
-def _measure(progress: Progress, probes: Sequence[Probe]) -> None:
-    for probe in probes:
-        frame = probe.measure()
-        frame.insert(0, "step", progress.step)
-        progress.rows.setdefault(probe.name, []).append(frame)
-    progress.measured = progress.step
-
-
-def _report(problem: Problem, progress: Progress, lines: Path) -> None:
-    """Append one line for people: where the training stands and what was measured last."""
-    if "metrics" not in progress.rows:
-        return
-    last = progress.rows["metrics"][-1].drop(columns=["step", *problem.members[0]])
-    median = last.median(numeric_only=True).dropna()
-    line = {
-        "step": progress.step,
-        "steps": problem.steps,
-        "seconds": round(progress.seconds, 2),
-        "pid": os.getpid(),
-        "median": {key: float(f"{value:.4g}") for key, value in median.items()},
-    }
-    with lines.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
-
-
 def _write(
-    problem: Problem, progress: Progress, config: Config, folder: Path, sources: str
+    problem: Problem, state: LoopState, config: RunConfig, sources: str, folder: Path
 ) -> None:
-    data = {"name": problem.data.name, "hash": problem.data.hash}
+    data = {"name": problem.data.name, "hash": problem.data.hash, "note": problem.data.note}
     record = {
-        "config": config,
-        "outcome": _outcome(problem, progress),
-        "data": data | ({"note": problem.data.note} if problem.data.note else {}),
+        "config": config.to_json(),
+        "outcome": _outcome(problem, state),
+        "data": data,
         "provenance": {
             "commit": git_commit(),
             "sources": sources,
             "versions": versions(),
             "device": str(_device(problem)),
             "threads": torch.get_num_threads(),
-        }
-        | ({"precision": problem.precision} if problem.precision else {}),
+            "engine": problem.engine,
+            "precision": problem.precision,
+        },
         "timing": {
-            "started": progress.started,
-            "seconds": round(progress.seconds, 2),
-            "resumed": progress.resumed,
+            "started": state.started,
+            "seconds": round(state.seconds, 2),
+            "resumed": state.resumed,
             "peak_memory_mb": round(_peak_memory_mb(_device(problem)), 1),
         },
     }
-    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in progress.rows.items()}
+    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in state.rows.items()}
     write_record(folder, record, tables)
 
 
-def _outcome(problem: Problem, progress: Progress) -> dict[str, Any]:
+def _outcome(problem: Problem, state: LoopState) -> dict[str, Any]:
     diverged = [
-        {**member, "step": at}
-        for member, at in zip(problem.members, progress.diverged_at.tolist(), strict=True)
+        {**_finite(member), "step": at}
+        for member, at in zip(problem.members, state.diverged_at.tolist(), strict=True)
         if at >= 0
     ]
     return {
         "state": "diverged" if len(diverged) == len(problem.members) else "finished",
-        "steps": progress.step,
+        "steps": state.step,
         "members": len(problem.members),
         "diverged": diverged,
     }
 
 
+def _finite(member: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a member with infinity as a word, since JSON has no such number."""
+    return {
+        k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in member.items()
+    }
+
+
 def _device(problem: Problem) -> torch.device:
-    return problem.optimizer.param_groups[0]["params"][0].device
+    device: torch.device = problem.optimizer.param_groups[0]["params"][0].device
+    return device
 
 
 def _peak_memory_mb(device: torch.device) -> float:
@@ -327,7 +326,7 @@ def _peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def read_config(source: str) -> Config:
+def read_config(source: str) -> RunConfig:
     """Read a run's configuration from JSON text or from the file of that name.
 
     Raises
@@ -335,12 +334,8 @@ def read_config(source: str) -> Config:
     UserError
         If it is no configuration, or has a setting that its study does not know.
     """
-    text = source if source.lstrip().startswith("{") else Path(source).read_text("utf-8")
-    where = "--config" if text is source else source
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON: {error}.") from None
-    validate(config, schema("record")["properties"]["config"], where)
-    load_study(config["study"]).check_config(config, where)
-    return config
+    given = source.lstrip().startswith("{")
+    where = "--config" if given else source
+    text = source if given else Path(source).read_text("utf-8")
+    content = build(ConfigFile, parse_json(text, where), where)
+    return load_study(content.study).config(content.model_dump(), where)

@@ -4,18 +4,16 @@ rule table:
     input:
         records_for_table,
     output:
-        "results/{scale}/{study}/tables/{table}.csv",
+        LAYOUT.table("{scale}", "{study}", "{table}"),
     log:
-        "results/{scale}/{study}/logs/table_{table}.log",
-    wildcard_constraints:
-        scale=TRAINED,
+        LAYOUT.log("{scale}", "{study}", "table_{table}"),
     conda:
         "../../envs/environment.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
     params:
-        code=hash_of("tables.py"),
+        sources=sources_of("tables"),
     shell:
         "resnet-limits table {wildcards.study:q} {wildcards.table:q} --scale {wildcards.scale}"
         f"{LOGGED}"
@@ -26,15 +24,15 @@ rule plot:
         tables_for_figure,
     output:
         png=report(
-            "figures/{scale}/{study}/{figure}.png",
+            LAYOUT.figure("{scale}", "{study}", "{figure}", "png"),
             caption="../captions/figure.rst",
             category="{study}",
             subcategory="{scale}",
             labels={"figure": "{figure}"},
         ),
-        pdf="figures/{scale}/{study}/{figure}.pdf",
+        pdf=LAYOUT.figure("{scale}", "{study}", "{figure}", "pdf"),
     log:
-        "results/{scale}/{study}/logs/plot_{figure}.log",
+        LAYOUT.log("{scale}", "{study}", "plot_{figure}"),
     conda:
         "../../envs/environment.yaml"
     resources:
@@ -42,7 +40,7 @@ rule plot:
         runtime=10,
     params:
         caption=caption,
-        code=hash_of("plots.py"),
+        sources=sources_of("plots"),
     shell:
         "resnet-limits plot {wildcards.study:q} {wildcards.figure:q} --scale {wildcards.scale}"
         f"{LOGGED}"
@@ -52,17 +50,15 @@ rule judge:
     input:
         tables_for_claims,
     output:
-        "results/{scale}/{study}/claims.json",
+        LAYOUT.claims("{scale}", "{study}"),
     log:
-        "results/{scale}/{study}/logs/claims.log",
-    wildcard_constraints:
-        scale=TRAINED,
+        LAYOUT.log("{scale}", "{study}", "claims"),
     conda:
         "../../envs/environment.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
     params:
-        claims=hash_of("claims.yaml"),
+        sources=sources_of_claims,
     shell:
         "resnet-limits claims {wildcards.study:q} --scale {wildcards.scale}" f"{LOGGED}"

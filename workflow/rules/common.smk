@@ -7,14 +7,18 @@ import tempfile
 from pathlib import Path
 
 try:
+    from resnet_limits.archive import archived_keys
     from resnet_limits.devices import has_gpu
     from resnet_limits.errors import UserError, require_known
-    from resnet_limits.files import hash_file
-    from resnet_limits.recorded import manifest
-    from resnet_limits.schemas import schema, validate
-    from resnet_limits.spec import SCALES, load_study, study_names
+    from resnet_limits.layout import RECORDED, Layout, RunKey
+    from resnet_limits.settings import build, to_json
+    from resnet_limits.spec import load_study, report_sources, study_names
+    from resnet_limits.study_files import SCALES, Configuration
 except ImportError as error:
     sys.exit(f"Error: {error}: install the project first: pip install -e .")
+
+LAYOUT = Layout()
+ANY_RUN = RunKey("{scale}", "{study}", "{experiment}", "{run}")
 
 
 def for_users(function):
@@ -31,18 +35,15 @@ def for_users(function):
 
 @for_users
 def check_configuration():
-    validate(config, schema("config"), "workflow/config.yaml or --config")
-    for name in config["studies"]:
-        require_known(name, study_names(), "workflow/config.yaml or --config: studies:")
-    for name in config["studies"]:
-        load_study(name).claims
-        if config["scale"] == "recorded":
-            manifest(Path("results"), name)
-    root = Path(config["data_root"])
+    where = "workflow/config.yaml or --config"
+    checked = build(Configuration, config, where)
+    for name in checked.studies:
+        require_known(name, study_names(), f"{where}: studies:")
+        load_study(name)  # checks every file of the study
+    root = Path(checked.data_root)
     if root != Path("data") and not root.is_dir():
-        raise UserError(
-            f"workflow/config.yaml or --config: data_root: {root} is no folder; make it."
-        )
+        raise UserError(f"{where}: data_root: {root} is not a folder; make it.")
+    return checked
 
 
 def check_writable(folder):
@@ -57,12 +58,12 @@ def check_writable(folder):
         )
 
 
-check_configuration()
+CONFIGURATION = check_configuration()
 for folder in ("results", "figures"):
     check_writable(folder)
 
-SCALE = config["scale"]
-STUDIES = config["studies"]
+SCALE = CONFIGURATION.scale
+STUDIES = CONFIGURATION.studies
 
 # The command belongs to the Python that runs Snakemake, even if its environment is not activated.
 shell.prefix(f'export PATH="$PATH:{Path(sys.executable).parent}"; ')
@@ -70,7 +71,7 @@ shell.prefix(f'export PATH="$PATH:{Path(sys.executable).parent}"; ')
 
 # Ends every command: its output goes to the log, and on failure also to the user.
 LOGGED = " > {log:q} 2>&1 || {{ tail -n 20 {log:q} >&2; exit 1; }}"
-# Nothing makes the scale `recorded`. A typo in another is named by the input functions.
+# Nothing trains the scale `recorded`. A typo in another is named by the input functions.
 TRAINED = "(?!recorded/)[^/]+"
 
 
@@ -91,40 +92,42 @@ def study_of(wildcards):
 
 @for_users
 def run_config(wildcards):
-    return study_of(wildcards).run(wildcards.scale, wildcards.experiment, wildcards.run)
+    key = RunKey(wildcards.scale, wildcards.study, wildcards.experiment, wildcards.run)
+    return study_of(wildcards).run(key)
 
 
 def resource(name):
     @for_users
     def look_up(wildcards):
         study = study_of(wildcards)
-        return study.experiment(wildcards.experiment, wildcards.scale).resources[name]
+        return getattr(study.experiment(wildcards.experiment, wildcards.scale).resources, name)
 
     return look_up
 
 
 def gpus(wildcards):
     """Ask for a GPU unless the configuration or, for `auto`, this machine rules it out."""
-    wanted = config["device"] == "cuda" or (config["device"] == "auto" and has_gpu())
+    device = CONFIGURATION.device
+    wanted = device == "cuda" or (device == "auto" and has_gpu())
     return resource("gpu")(wildcards) if wanted else 0
 
 
 def stamp(run):
     """The stamp of a run's data set; none for data that come with a package or are drawn."""
-    dataset = run["settings"].get("dataset", "digits")
-    return [] if dataset == "digits" else [f"results/data/{dataset}.json"]
+    dataset = getattr(run.settings, "dataset", "digits")
+    return [] if dataset == "digits" else [LAYOUT.stamp(dataset)]
 
 
 def stamp_for_run(wildcards):
     """A finished run that was copied from elsewhere needs no data here."""
     run = run_config(wildcards)
-    record = Path("results/{scale}/{study}/{experiment}/{run}/record.json".format(**run))
-    return [path for path in stamp(run) if Path(path).exists() or not record.exists()]
+    finished = LAYOUT.record(run.key).exists()
+    return [path for path in stamp(run) if path.exists() or not finished]
 
 
 @for_users
 def stamps():
-    if SCALE == "recorded":
+    if SCALE == RECORDED:
         return []
     runs = (run for study in STUDIES for run in load_study(study).runs(SCALE))
     return sorted({path for run in runs for path in stamp(run)})
@@ -134,11 +137,17 @@ def stamps():
 def records_for_table(wildcards):
     study = study_of(wildcards)
     require_known(wildcards.table, study.tables, f"{wildcards.study}: table")
-    return [
-        "results/{scale}/{study}/{experiment}/{run}/record.json".format(**config)
-        for experiment in study.tables[wildcards.table]["experiments"]
-        for config in study.runs(wildcards.scale, experiment)
-    ]
+    require_known(wildcards.scale, SCALES, "scale")
+    experiments = study.tables[wildcards.table].experiments
+    return [path for name in experiments for path in records(study, name, wildcards.scale)]
+
+
+def records(study, experiment, scale):
+    """The records that a table of an experiment waits for, or that are there."""
+    if scale == RECORDED:
+        return [LAYOUT.record(key) for key in archived_keys(study.name, experiment, LAYOUT)]
+    paths = [LAYOUT.record(run.key) for run in study.runs(scale, experiment)]
+    return [path for path in paths if path.exists() or not CONFIGURATION.finished_only]
 
 
 @for_users
@@ -146,46 +155,55 @@ def tables_for_figure(wildcards):
     require_known(wildcards.scale, SCALES, "scale")
     study = study_of(wildcards)
     require_known(wildcards.figure, study.figures, f"{wildcards.study}: figure")
-    return tables_of(wildcards, study.figures[wildcards.figure]["tables"])
+    return tables_of(wildcards, study.figures[wildcards.figure].tables)
 
 
 @for_users
 def tables_for_claims(wildcards):
-    return tables_of(wildcards, sorted({claim["table"] for claim in study_of(wildcards).claims}))
+    return tables_of(wildcards, sorted({claim.table for claim in study_of(wildcards).claims}))
 
 
 def tables_of(wildcards, names):
-    folder = f"results/{wildcards.scale}/{wildcards.study}/tables"
-    return [f"{folder}/{name}.csv" for name in names]
+    return [LAYOUT.table(wildcards.scale, wildcards.study, name) for name in names]
 
 
-def hash_of(module):
-    """Hash a study's module, such as tables.py and image_tables.py, so that editing it makes again
-    what it made."""
+def sources_of(role):
+    """Digest whatever makes a table or a figure, so that an edit makes it again."""
 
     @for_users
     def look_up(wildcards):
-        return "".join(map(hash_file, sorted(study_of(wildcards).folder.glob(f"*{module}"))))
+        name = getattr(wildcards, {"tables": "table", "plots": "figure"}[role])
+        return study_of(wildcards).analysis_sources(role, name)
 
     return look_up
 
 
 @for_users
+def sources_of_claims(wildcards):
+    return study_of(wildcards).claims_sources()
+
+
+@for_users
+def sources_of_report(_):
+    """Sources of training too: the page says which runs they have changed since."""
+    studies = [load_study(name) for name in STUDIES]
+    return report_sources(), [s.sources(name) for s in studies for name in s.experiments]
+
+
+@for_users
 def caption(wildcards):
-    return study_of(wildcards).figures[wildcards.figure]["caption"]
+    return study_of(wildcards).figures[wildcards.figure].caption
 
 
 def table_files():
     return [
-        f"results/{SCALE}/{study}/tables/{table}.csv"
-        for study in STUDIES
-        for table in load_study(study).tables
+        LAYOUT.table(SCALE, study, table) for study in STUDIES for table in load_study(study).tables
     ]
 
 
 def figure_files():
     return [
-        f"figures/{SCALE}/{study}/{figure}.{suffix}"
+        LAYOUT.figure(SCALE, study, figure, suffix)
         for study in STUDIES
         for figure in load_study(study).figures
         for suffix in ("png", "pdf")
@@ -193,4 +211,4 @@ def figure_files():
 
 
 def claim_files():
-    return [f"results/{SCALE}/{study}/claims.json" for study in STUDIES]
+    return [LAYOUT.claims(SCALE, study) for study in STUDIES]

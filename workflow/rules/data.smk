@@ -2,7 +2,7 @@
 # stamp of a data set, once its images are decoded under data_root.
 rule data_set:
     output:
-        "results/data/{dataset}.json",
+        LAYOUT.stamp("{dataset}"),
     log:
         "results/data/{dataset}.log",
     conda:
@@ -11,5 +11,5 @@ rule data_set:
         mem_mb=2000,
         runtime=60,
     shell:
-        f"resnet-limits data {{wildcards.dataset:q}} --data-root {shlex.quote(config['data_root'])}"
+        f"resnet-limits data {{wildcards.dataset:q}} --data-root {shlex.quote(CONFIGURATION.data_root)}"
         f" --stamp {{output:q}}{LOGGED}"

@@ -6,12 +6,12 @@ rule report_page:
         figure_files(),
     output:
         claims=report(
-            f"results/{SCALE}/claims.csv",
+            LAYOUT.all_claims(SCALE),
             caption="../captions/claims.rst",
             category="claims",
             labels={"table": "claims"},
         ),
-        page=f"results/{SCALE}/report.html",
+        page=LAYOUT.report(SCALE),
     log:
         f"results/{SCALE}/logs/report.log",
     conda:
@@ -21,5 +21,6 @@ rule report_page:
         runtime=10,
     params:
         studies=STUDIES,
+        sources=sources_of_report,
     shell:
         f"resnet-limits report {{params.studies:q}} --scale {SCALE}" f"{LOGGED}"

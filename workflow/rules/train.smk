@@ -1,13 +1,14 @@
-# Needs a run's resolved configuration, and the stamp of its data set if that is in files. Makes results/<scale>/<study>/<experiment>/<run>/
-# with record.json and metrics.csv. Nothing here makes the scale `recorded`.
+# Needs a run's resolved configuration, and the stamp of its data set if that is in files. Makes
+# results/<scale>/<study>/<experiment>/<run>/ with record.json and metrics.csv. Nothing here makes
+# the scale `recorded`.
 rule train:
     input:
         stamp_for_run,
     output:
-        record="results/{scale}/{study}/{experiment}/{run}/record.json",
-        metrics="results/{scale}/{study}/{experiment}/{run}/metrics.csv",
+        record=LAYOUT.record(ANY_RUN),
+        metrics=LAYOUT.run(ANY_RUN) / "metrics.csv",
     log:
-        "results/{scale}/{study}/{experiment}/{run}/train.log",
+        LAYOUT.run(ANY_RUN) / "train.log",
     wildcard_constraints:
         scale=TRAINED,
     conda:
@@ -19,9 +20,9 @@ rule train:
         gpu=gpus,
     params:
         # Also what decides whether a finished run is still the one asked for.
-        config=lambda wildcards: json.dumps(run_config(wildcards)),
+        config=lambda wildcards: json.dumps(run_config(wildcards).to_json()),
         folder=lambda wildcards, output: Path(output.record).parent,
     shell:
         "resnet-limits train --config {params.config:q} --output {params.folder:q}"
-        f" --device {config['device']} --data-root {shlex.quote(config['data_root'])}"
+        f" --device {CONFIGURATION.device} --data-root {shlex.quote(CONFIGURATION.data_root)}"
         f"{LOGGED}"

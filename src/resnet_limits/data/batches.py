@@ -33,17 +33,17 @@ class Draw:
     flipped: Tensor
 
     @classmethod
-    def epoch(cls, count: int, augmentation: Mapping[str, Any], seed: int, epoch: int) -> Draw:
+    def epoch(cls, count: int, pad: int, flip: bool, seed: int, epoch: int) -> Draw:
         """Draw an epoch's order, crops and flips; they depend on seed and epoch alone."""
         order, source = generator(seed, "order", epoch), generator(seed, "augmentation", epoch)
-        side = 2 * augmentation["pad"] + 1
+        side = 2 * pad + 1
         down, right = torch.randint(side, (2, count), generator=source)
         flipped = torch.rand(count, generator=source) < 0.5
         rows = torch.randperm(count, generator=order)
-        return cls(rows, down, right, flipped & augmentation["flip"])
+        return cls(rows, down, right, flipped & flip)
 
-    def __getitem__(self, place: slice) -> Draw:
-        return Draw(self.rows[place], self.down[place], self.right[place], self.flipped[place])
+    def __getitem__(self, part: slice) -> Draw:
+        return Draw(self.rows[part], self.down[part], self.right[part], self.flipped[part])
 
     def to(self, device: torch.device) -> Draw:
         """Return the same on a device."""

@@ -23,7 +23,7 @@ from resnet_limits.data.sources import (
     read_source,
 )
 from resnet_limits.errors import UserError, require_known
-from resnet_limits.files import write_whole
+from resnet_limits.files import write_atomic
 from resnet_limits.locks import locked
 
 DECODED = "decoded"  # folder in the data root
@@ -128,7 +128,7 @@ def prepare(names: Sequence[str], root: Path, stamp_file: Path | None) -> None:
             f"test images from {images.source['file']} ({images.source['kind']})"
         )
         if stamp_file is not None:
-            write_whole(stamp_file, _json(stamp(images)))
+            write_atomic(stamp_file, _json(stamp(images)))
 
 
 def _json(content: Mapping[str, Any]) -> str:
@@ -282,4 +282,4 @@ def _write(images: Images, decoded: Decoded, folder: Path, work: Path) -> None:
     for file, array in files.items():
         np.save(work / file, array)
         (work / file).replace(folder / file)
-    write_whole(path, _json(stamp(images)))
+    write_atomic(path, _json(stamp(images)))

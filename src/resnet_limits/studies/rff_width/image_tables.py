@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from resnet_limits.analysis import Runs
-from resnet_limits.record import Run, collect
+from resnet_limits.runs import Run, Runs, collect
 from resnet_limits.stats import means
 
 MNIST = ["model", "layers", "channels", "pretraining"]

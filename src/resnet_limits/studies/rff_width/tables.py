@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from resnet_limits.analysis import Runs
 from resnet_limits.probes import log_spaced
-from resnet_limits.record import Run, collect
+from resnet_limits.runs import Run, Runs, collect
 from resnet_limits.stats import Estimate, Line, TooFewError, fit_line, halfway, log_line, means
 from resnet_limits.studies.rff_width import bounds
 from resnet_limits.studies.rff_width.image_tables import (  # noqa: F401 (found by name)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resnet_limits.analysis import Runs
-from resnet_limits.record import Run, collect
+from resnet_limits.runs import Run, Runs, collect
 from resnet_limits.stats import CONFIDENCE, TooFewError, fit_line, means
 
 METHODS = ("vanilla", "mean_field")

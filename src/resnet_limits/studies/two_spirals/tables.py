@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from resnet_limits.analysis import Runs
 from resnet_limits.probes import evenly_spaced
-from resnet_limits.record import collect
+from resnet_limits.runs import Runs, collect
 from resnet_limits.stats import (
     Estimate,
     TooFewError,

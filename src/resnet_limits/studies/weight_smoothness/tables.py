@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 
-from resnet_limits.analysis import Runs
-from resnet_limits.record import collect
+from resnet_limits.runs import Runs, collect
 from resnet_limits.stats import TooFewError, fit_line, log_line, means
 
 MEASURES = ("largest", "l2", "sup")

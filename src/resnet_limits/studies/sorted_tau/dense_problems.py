@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,14 +11,15 @@ import torch
 from torch import Tensor
 
 from resnet_limits.models.ensembles import first_order, states, terms
-from resnet_limits.probes import Probe, log_spaced, member_rows
+from resnet_limits.probes import log_spaced, member_rows
+from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
-from resnet_limits.train import Context, Data, Problem
+from resnet_limits.studies.sorted_tau.settings import ExpansionSettings
 
 STEEPEST = {"sigmoid": 0.25, "tanh": 1.0, "identity": 1.0}
 
 
-class Dense(Problem):
+class ExpansionProblem(Problem):
     """Networks of every activation and depth, fitted by gradient descent.
 
     Starts and seeds are a tensor axis.
@@ -29,7 +29,7 @@ class Dense(Problem):
     in the space of distributions.
     """
 
-    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
+    def __init__(self, settings: ExpansionSettings, context: Context) -> None:
         self.settings = settings
         self.cases = list(itertools.product(settings.activation, settings.depth))
         starts = list(itertools.product(settings.start, settings.seed))
@@ -54,7 +54,6 @@ class Dense(Problem):
                 for theta in self.theta
             ]
         )
-        self.state = {f"theta{place}": theta for place, theta in enumerate(self.theta)}
         ends = [0, self.steps]
         self.probes = [
             Probe("metrics", log_spaced(self.steps, settings.probes), self.measure),
@@ -62,7 +61,7 @@ class Dense(Problem):
             Probe("terms", ends, self.measure_terms),
         ]
 
-    def step(self) -> Tensor:
+    def loss_and_grad(self) -> Tensor:
         """Compute every network's loss and its gradients."""
         losses = [self._loss(states(self.x, *network)[-1]) for network in self._networks()]
         for theta, loss in zip(self.theta, losses, strict=True):
@@ -112,8 +111,8 @@ class Dense(Problem):
     def measure_terms(self) -> pd.DataFrame:
         """Norms of the expansion's terms, and of what the terms up to each order leave out."""
         frames = []
-        for place, (theta, activation) in enumerate(self._networks()):
-            members = self.members[place * len(theta) : (place + 1) * len(theta)]
+        for index, (theta, activation) in enumerate(self._networks()):
+            members = self.members[index * len(theta) : (index + 1) * len(theta)]
             with torch.no_grad():
                 series = terms(self.x, theta, activation, self.settings.order)
                 end = states(self.x, theta, activation)[-1]
@@ -155,12 +154,7 @@ class Dense(Problem):
         return values.detach().square().sum(-1).mean(-1).sqrt()
 
 
-def network(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build experiment `dense`."""
-    return Dense(settings, context)
-
-
-def draw(settings: SimpleNamespace, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def draw(settings: ExpansionSettings, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draw X^0 = w2 x ``(samples, width)``, targets ``(samples,)`` and w1 ``(width,)``.
 
     x is standard Gaussian, w2 has orthonormal columns, w1 norm 1, and the target is
@@ -177,7 +171,7 @@ def draw(settings: SimpleNamespace, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return x @ w2.mT, target, w1 / w1.norm()
 
 
-def weights(settings: SimpleNamespace, start: str, depth: int, seed: int) -> Tensor:
+def weights(settings: ExpansionSettings, start: str, depth: int, seed: int) -> Tensor:
     """Draw Gaussian weights ``(depth, width, width)`` of spectral scale ``weight_scale``.
 
     Those of `tied` are the same in every layer, those of `iid` are drawn for each.

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 
 import pandas as pd
 import torch
-from torch import nn
 
 from resnet_limits.classification import Classification
-from resnet_limits.data.images import Images
-from resnet_limits.errors import UserError
 from resnet_limits.models.deep_convolution import DeepConvolution
 from resnet_limits.models.smoothness import smoothness
-from resnet_limits.probes import Probe
+from resnet_limits.problem import Context, Probe
 from resnet_limits.random import generator
-from resnet_limits.train import Context, Problem
+from resnet_limits.studies.weight_smoothness.settings import DeepConvolutionSettings
 
 
-class DeepClassification(Classification):
+class DeepConvolutionProblem(Classification):
     """A deep convolutional network whose layers' weights are looked at while it trains."""
 
+    settings: DeepConvolutionSettings
     network: DeepConvolution
 
-    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
-        check(settings)
-        super().__init__(settings, context, self._build)
+    def __init__(self, settings: DeepConvolutionSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self.engine = self.network.engine
         steps = [
             self.epoch_ends[epoch] for epoch in sorted({0, *settings.measured, settings.epochs})
         ]
@@ -35,7 +32,8 @@ class DeepClassification(Classification):
             Probe("entries", steps, self.measure_entries),
         ]
 
-    def _build(self, images: Images, size: int) -> nn.Module:
+    def build_network(self) -> DeepConvolution:
+        """Make the network of the settings' depth, activation and start."""
         settings = self.settings
         return DeepConvolution(
             settings.depth,
@@ -44,9 +42,9 @@ class DeepClassification(Classification):
             generator(settings.seed, "weights"),
             channels=settings.channels,
             length_scale=settings.length_scale,
-            image_channels=images.train.images.shape[-1],
-            classes=len(images.classes),
-            size=size,
+            image_channels=self.image_channels,
+            classes=self.classes,
+            size=settings.size,
             backend=settings.backend,
         )
 
@@ -73,19 +71,3 @@ class DeepClassification(Classification):
 
     def _when(self) -> dict[str, int]:
         return {**self.members[0], "epoch": int(self.taken) // self.steps_per_epoch}
-
-
-def cifar(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build experiment `cifar`."""
-    return DeepClassification(settings, context)
-
-
-def check(settings: SimpleNamespace) -> None:
-    """Refuse measurements after the last epoch, and channels that the backend cannot do."""
-    if max(settings.measured) > settings.epochs:
-        raise UserError(
-            f"measured: {max(settings.measured)} is after the last of {settings.epochs} epochs; "
-            "leave it out."
-        )
-    if settings.backend == "numba" and settings.channels % 16:
-        raise UserError(f"channels: numba needs a multiple of 16, not {settings.channels}.")

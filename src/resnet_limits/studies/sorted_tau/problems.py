@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_limits.classification import Classification, choose_precision
-from resnet_limits.data.images import Images
 from resnet_limits.models.resnet import METHODS, ResNet, network
-from resnet_limits.probes import Probe
+from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
-from resnet_limits.train import Context, Data, Problem
+from resnet_limits.studies.sorted_tau.settings import CostSettings, ResNetSettings
 
 
-class Residual(Classification):
+class ResNetProblem(Classification):
     """One network, one method, one seed, whose weights and batches are those of both methods."""
 
+    settings: ResNetSettings
     network: ResNet
 
-    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
-        def build(images: Images, _size: int) -> nn.Module:
-            channels, classes = images.train.images.shape[-1], len(images.classes)
-            weights = generator(settings.seed, "weights")
-            return network(settings.network, channels, classes, settings.method, weights)
-
-        super().__init__(settings, context, build)
+    def __init__(self, settings: ResNetSettings, context: Context) -> None:
+        super().__init__(settings, context)
         if settings.method == "mean_field":
             self._follow_order()
+
+    def build_network(self) -> ResNet:
+        """Make the setting's network for the setting's method."""
+        settings = self.settings
+        weights = generator(settings.seed, "weights")
+        return network(
+            settings.network, self.image_channels, self.classes, settings.method, weights
+        )
 
     def _follow_order(self) -> None:
         """Count changes of the blocks' order, and measure the steps at the ends of epochs."""
@@ -40,13 +42,13 @@ class Residual(Classification):
         self.state = {**self.state, "order": self.order, "changes": self.changes}
         self.probes = [*self.probes, Probe("steps", self.epoch_ends, self.measure_steps)]
 
-    def step(self) -> Tensor:
+    def loss_and_grad(self) -> Tensor:
         """Compute loss and gradients; note whether the last update has changed the order."""
         if self.settings.method == "mean_field":
             order = self._order()
             self.changes += int(not torch.equal(order, self.order))
             self.order.copy_(order)
-        return super().step()
+        return super().loss_and_grad()
 
     def measure_steps(self) -> pd.DataFrame:
         """Each block's place and step, and in how many updates the order has changed so far."""
@@ -67,7 +69,7 @@ class Residual(Classification):
         return torch.tensor([[block for block, _ in row] for row in self.network.steps()])
 
 
-class Cost(Problem):
+class CostProblem(Problem):
     """Gradients of both methods' networks timed one after the other, on random images.
 
     Times are the processor's where the processor computes, so that other processes do not enter;
@@ -75,8 +77,9 @@ class Cost(Problem):
     for tau.
     """
 
-    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
-        self.settings, self.device = settings, context.device
+    def __init__(self, settings: CostSettings, context: Context) -> None:
+        self.settings = settings
+        self.device = context.device
         self.precision = choose_precision(settings.precision, self.device)
         source = generator(settings.seed, "images")
         size = settings.size
@@ -94,17 +97,17 @@ class Cost(Problem):
         self.state = {"seconds": self.seconds, "taken": self.taken}
         self.probes = [Probe("metrics", [self.steps], self.measure)]
 
-    def step(self) -> Tensor:
+    def loss_and_grad(self) -> Tensor:
         """Time one gradient of each network; which comes first alternates."""
-        place = int(self.taken)
+        repeat = int(self.taken)
         losses = {}
-        for column in (place % 2, 1 - place % 2):
+        for column in (repeat % 2, 1 - repeat % 2):
             method = METHODS[column]
-            if place == 0:  # first calls choose algorithms and allocate memory
+            if repeat == 0:  # first calls choose algorithms and allocate memory
                 self._gradient(method)
             start = self._now()
             losses[method] = self._gradient(method)
-            self.seconds[place, column] = self._now() - start
+            self.seconds[repeat, column] = self._now() - start
         self.taken += 1
         return losses["vanilla"].reshape(1)
 
@@ -136,13 +139,3 @@ class Cost(Problem):
             torch.cuda.synchronize()
             return time.perf_counter()
         return time.process_time()
-
-
-def resnet(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build every experiment that trains an image network."""
-    return Residual(settings, context)
-
-
-def cost(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build experiment `cost`."""
-    return Cost(settings, context)

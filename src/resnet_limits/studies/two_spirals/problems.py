@@ -1,9 +1,9 @@
-"""Two Spirals: what ``fit`` is told to train and to measure."""
+"""Two Spirals: what is trained and measured."""
 
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -20,9 +20,10 @@ from resnet_limits.models.mean_field import (
     particle_distances,
     particles,
 )
-from resnet_limits.probes import Probe, evenly_spaced, log_spaced, member_rows
+from resnet_limits.probes import evenly_spaced, log_spaced, member_rows
+from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
-from resnet_limits.train import Context, Data, Problem
+from resnet_limits.studies.two_spirals.settings import SpiralsSettings
 
 BOUNDARY_EXTENT = 16.0  # the arms' largest coordinate is below 14.1
 
@@ -34,35 +35,35 @@ class SpiralsProblem(Problem):
     same at every size, depth and variant, so differences between variants are paired.
     """
 
-    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
-        self.settings, self.device = settings, context.device
+    def __init__(self, settings: SpiralsSettings, context: Context) -> None:
+        self.settings = settings
+        self.device = context.device
         self.members = [
             {"n_train": size, "seed": seed}
             for size, seed in itertools.product(settings.n_train, settings.seed)
         ]
         self.steps = settings.steps
         self.model = draw_networks(settings, len(settings.n_train), self.device)
-        self.sets = [self._training_set(place, n) for place, n in enumerate(settings.n_train)]
+        self.sets = [self._training_set(index, n) for index, n in enumerate(settings.n_train)]
         self.loss = SquaredLoss(self.model, self.sets)
         self.test_x, self.test_y = self._test_set()
         self.data = Data.of(
             "two_spirals", [part for data in self.sets for part in (data.x, data.y)] + [self.test_x]
         )
-        self.state = self.model.parameters
         self.optimizer = torch.optim.Adam(
             self.model.parameters.values(), lr=settings.learning_rate, fused=True
         )
         self.start = self._particles()
         self.probes = self._probes()
 
-    def step(self) -> Tensor:
+    def loss_and_grad(self) -> Tensor:
         """Compute all losses and gradients."""
         return self.loss()
 
-    def _training_set(self, place: int, size: int) -> TrainingSet:
+    def _training_set(self, index: int, size: int) -> TrainingSet:
         seeds = self.settings.seed
         x, y = draw_samples(size, seeds, self.settings.noise, "train", size)
-        members = slice(place * len(seeds), (place + 1) * len(seeds))
+        members = slice(index * len(seeds), (index + 1) * len(seeds))
         return TrainingSet(members, homogeneous(x).to(self.device), y.to(self.device))
 
     def _test_set(self) -> tuple[Tensor, Tensor]:
@@ -145,8 +146,8 @@ class SpiralsProblem(Problem):
     def _boundary_members(self) -> list[int]:
         wanted, first = self.settings.boundary_n, self.settings.seed[0]
         return [
-            place
-            for place, member in enumerate(self.members)
+            index
+            for index, member in enumerate(self.members)
             if member["n_train"] in wanted and member["seed"] == first
         ]
 
@@ -158,13 +159,8 @@ class SpiralsProblem(Problem):
         )
 
 
-def spirals(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build experiments `rate` and `depth`."""
-    return SpiralsProblem(settings, context)
-
-
 def draw_networks(
-    settings: SimpleNamespace, copies: int, device: torch.device, dtype: torch.dtype = torch.float32
+    settings: SpiralsSettings, copies: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> MeanFieldODE:
     """Draw initial weights for every seed, repeated ``copies`` times along the members."""
     fields = settings.depth if settings.field == "per_step" else 1
@@ -186,7 +182,7 @@ def draw_networks(
 
 
 def draw_samples(
-    count: int, seeds: list[int], noise: float, *purpose: object
+    count: int, seeds: Sequence[int], noise: float, *purpose: object
 ) -> tuple[Tensor, Tensor]:
     """Draw points ``(seeds, 2, count)`` and labels ``(seeds, count)``, a data set per seed."""
     pairs = [two_spirals(count, noise, generator(seed, *purpose)) for seed in seeds]
@@ -195,7 +191,7 @@ def draw_samples(
 
 
 def _loss_and_error(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared error and 0-1 error per member; an output that is no number is an error."""
+    """Mean squared error and 0-1 error per member; a non-finite output is an error."""
     loss = (output - labels).square().mean(dim=1)
     wrong = ~(output * labels > 0)
     return loss, wrong.double().mean(dim=1)

@@ -1,11 +1,10 @@
-"""ResNets of random features and of infinite width: what ``fit`` is told to train and measure."""
+"""ResNets of random features and of infinite width: what is trained and measured."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -29,9 +28,10 @@ from resnet_limits.models.rkhs import (
     pl_quotient,
     scaling_maps,
 )
-from resnet_limits.probes import Probe, evenly_spaced, log_spaced, member_rows
+from resnet_limits.probes import evenly_spaced, log_spaced, member_rows
+from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
-from resnet_limits.train import Context, Data, Problem
+from resnet_limits.studies.rff_width.settings import WidthSettings
 
 KERNELS: dict[str, Kernel] = {
     "gaussian": Gaussian(),
@@ -78,8 +78,9 @@ class WidthProblem(Problem):
     step; it stops at measurements only, so its numbers do not depend on other ensembles.
     """
 
-    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
-        self.settings, self.device = settings, context.device
+    def __init__(self, settings: WidthSettings, context: Context) -> None:
+        self.settings = settings
+        self.device = context.device
         self.kernel = KERNELS[settings.kernel]
         self.inputs, self.targets = draw_data(settings)
         self.data = Data.of(settings.points, [self.inputs, self.targets])
@@ -98,7 +99,7 @@ class WidthProblem(Problem):
         self.state = self._state()
         self.probes = self._probes()
 
-    def step(self) -> Tensor:
+    def loss_and_grad(self) -> Tensor:
         """Compute the losses and gradients of all networks that are still trained."""
         for _, ensemble, members in self._running():
             losses = ensemble.model.loss_and_grad().to(self.losses)
@@ -116,13 +117,13 @@ class WidthProblem(Problem):
     def measure(self) -> pd.DataFrame:
         """Losses of the ensembles in training; those that are done stop here."""
         frames = []
-        for place, ensemble, members in self._running():
+        for index, ensemble, members in self._running():
             losses = ensemble.model.evaluate()
             converged_at = self.converged_at[members]
             # By the losses that `fit` has seen, so that it has recorded who diverged.
             done = (converged_at >= 0) | ~self.losses[members].isfinite()
             if done.all():
-                self.stopped[place] = True
+                self.stopped[index] = True
                 ensemble.model.weights.grad = None
             frames.append(member_rows(ensemble.members, loss=losses, converged_at=converged_at))
         return pd.concat(frames, ignore_index=True)
@@ -156,13 +157,13 @@ class WidthProblem(Problem):
     def list_constants(self) -> pd.DataFrame:
         """Constants of the theory for every member: data, embedding, V, and the start v = 0."""
         frames = []
-        for place, ensemble in enumerate(self.ensembles):
+        for index, ensemble in enumerate(self.ensembles):
             start = smallest_eigenvalue(ensemble.model.visited_grams()[:, 0])
             columns = {
                 "kappa": ensemble.kappa,
                 "speed": ensemble.speed,
                 "start_smallest": start,
-                "start_loss": self.start[self._slice(place)],
+                "start_loss": self.start[self._slice(index)],
             }
             frame = member_rows(ensemble.members, **columns)
             frame["step_size"] = ensemble.step_size
@@ -172,13 +173,13 @@ class WidthProblem(Problem):
         return pd.concat(frames, ignore_index=True)
 
     def _running(self) -> Iterator[tuple[int, Ensemble, slice]]:
-        for place, ensemble in enumerate(self.ensembles):
-            if not self.stopped[place]:
-                yield place, ensemble, self._slice(place)
+        for index, ensemble in enumerate(self.ensembles):
+            if not self.stopped[index]:
+                yield index, ensemble, self._slice(index)
 
-    def _slice(self, place: int) -> slice:
-        first = sum(len(ensemble.members) for ensemble in self.ensembles[:place])
-        return slice(first, first + len(self.ensembles[place].members))
+    def _slice(self, index: int) -> slice:
+        first = sum(len(ensemble.members) for ensemble in self.ensembles[:index])
+        return slice(first, first + len(self.ensembles[index].members))
 
     def _probes(self) -> list[Probe]:
         settings = self.settings
@@ -198,13 +199,12 @@ class WidthProblem(Problem):
             "stopped": self.stopped,
             "updates": self.updates,
         }
-        for place, ensemble in enumerate(self.ensembles):
+        for index, ensemble in enumerate(self.ensembles):
             model = ensemble.model
-            state[f"weights{place}"] = model.weights
             if isinstance(model, KernelResNet):
-                state[f"centres{place}"] = model.centres
-                state[f"counts{place}"] = model.counts
-                state[f"factors{place}"] = model.factors
+                state[f"centres{index}"] = model.centres
+                state[f"counts{index}"] = model.counts
+                state[f"factors{index}"] = model.factors
         return state
 
     def _draw_ensembles(self) -> Iterator[Ensemble]:
@@ -270,12 +270,7 @@ class WidthProblem(Problem):
         )
 
 
-def resnets(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build any of the experiments."""
-    return WidthProblem(settings, context)
-
-
-def draw_data(settings: SimpleNamespace) -> tuple[Tensor, Tensor]:
+def draw_data(settings: WidthSettings) -> tuple[Tensor, Tensor]:
     """Draw inputs ``(N, d)`` and targets ``(N, d')``, d = d', in float64."""
     count, dimension = settings.samples, settings.dimension
     source = generator(settings.data_seed, "inputs", count)
@@ -287,7 +282,7 @@ def draw_data(settings: SimpleNamespace) -> tuple[Tensor, Tensor]:
     return inputs, settings.target_scale * targets
 
 
-def draw_frequencies(settings: SimpleNamespace, kernel: Kernel, width: int, states: int) -> Tensor:
+def draw_frequencies(settings: WidthSettings, kernel: Kernel, width: int, states: int) -> Tensor:
     """Draw frequencies ``(draws, r, q)``; the same for every size of a scaling embedding."""
     drawn = (
         kernel.frequencies((width, states), generator(draw, "frequencies", width, states))
@@ -296,12 +291,12 @@ def draw_frequencies(settings: SimpleNamespace, kernel: Kernel, width: int, stat
     return torch.stack(list(drawn))
 
 
-def embedding_sizes(settings: SimpleNamespace) -> list[float]:
+def embedding_sizes(settings: WidthSettings) -> list[float]:
     """Return alpha of a scaling, q of a lifting; whichever the run has."""
     return settings.alpha if settings.embedding == "scaling" else settings.states
 
 
-def embedding_maps(settings: SimpleNamespace, size: float) -> tuple[Tensor, Tensor]:
+def embedding_maps(settings: WidthSettings, size: float) -> tuple[Tensor, Tensor]:
     """Return A and B of Section 5.1: ``size`` is alpha of a scaling, q of a lifting."""
     dimension = settings.dimension
     if settings.embedding == "scaling":

@@ -1,36 +1,38 @@
-"""Weight smoothness: what ``fit`` is told to train and to measure."""
+"""Weight smoothness: what is trained and measured of dense chains."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable
-from types import SimpleNamespace
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from resnet_limits.data.synthetic import standard_normal
-from resnet_limits.errors import UserError
 from resnet_limits.models.descent import DescendingChain
-from resnet_limits.probes import Probe, evenly_spaced, log_spaced, member_rows
+from resnet_limits.probes import evenly_spaced, log_spaced, member_rows
+from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
-from resnet_limits.train import Context, Data, Problem
+from resnet_limits.studies.weight_smoothness.settings import (
+    ChainSettings,
+    KinkSettings,
+    LargeDepthSettings,
+    LongTimeSettings,
+)
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-class LargeDepth(Problem):
+class LargeDepthProblem(Problem):
     """One seed's chains of every depth, and of the depth that stands for the limit, in lockstep.
 
     All train on the same data from the same weights. Distances to the limit are taken while
     training, so no trajectory of weights is kept. Without a limit, they are not taken.
     """
 
-    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
-        check_times(settings.times, settings.steps)
-        check_depths(settings.depth, settings.limit_depth)
+    def __init__(self, settings: LargeDepthSettings, context: Context) -> None:
         x, y, W, V = draw(settings, context.device)
         self.has_limit = settings.limit_depth > 0
         depths = [*settings.depth, *[settings.limit_depth] * self.has_limit]
@@ -41,10 +43,11 @@ class LargeDepth(Problem):
         self.optimizer = gradient_descent(self.chains, settings.learning_rate)
         # Largest distances so far, one row for V and one for W.
         self.largest = torch.zeros(2, len(depths), dtype=x.dtype, device=x.device)
-        self.state = chain_state(self.chains) | {"largest": self.largest}
+        self.state = {"largest": self.largest}
+        self.engine = self.chains[0].engine
         self.probes = [Probe("metrics", sorted({0, *settings.times}), self.measure)]
 
-    def step(self) -> Tensor:
+    def loss_and_grad(self) -> Tensor:
         """Compute all losses and gradients; the largest distances see every iteration."""
         self._update_largest()
         return torch.stack([chain.loss() for chain in self.chains])
@@ -56,7 +59,11 @@ class LargeDepth(Problem):
         Z = V and W (Proposition 3, Figure 1 left); those to the limit are of the piecewise-constant
         V^L(., T) and W^L(., T), in L2 over depth and in sup norm (Theorem 4, Figure 1 right).
         """
-        columns = {"loss": self.step(), "V_largest": self.largest[0], "W_largest": self.largest[1]}
+        columns = {
+            "loss": self.loss_and_grad(),
+            "V_largest": self.largest[0],
+            "W_largest": self.largest[1],
+        }
         if self.has_limit:
             distances = torch.stack([self._to_limit(chain) for chain in self.chains], dim=1)
             names = ("V_l2", "V_sup", "W_l2", "W_sup")
@@ -64,27 +71,26 @@ class LargeDepth(Problem):
         return member_rows(self.members, **columns)
 
     def _update_largest(self) -> None:
-        for place, chain in enumerate(self.chains):
+        for index, chain in enumerate(self.chains):
             for row, weights in zip(self.largest, (chain.V, chain.W), strict=True):
-                torch.maximum(row[place], weights.successive_distance(), out=row[place])
+                torch.maximum(row[index], weights.successive_distance(), out=row[index])
 
     def _to_limit(self, chain: DescendingChain) -> Tensor:
         limit = self.chains[-1]
         return torch.stack([*chain.V.distances(limit.V), *chain.W.distances(limit.W)])
 
 
-class LongTime(Problem):
+class LongTimeProblem(Problem):
     """One chain for very many iterations."""
 
-    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
-        check_times(settings.times, settings.steps)
+    def __init__(self, settings: LongTimeSettings, context: Context) -> None:
         x, y, W, V = draw(settings, context.device)
         self.chain = start_chain(settings, settings.depth, x, y, W, V)
         self.members = [{"depth": settings.depth}]
         self.steps = settings.steps
         self.data = Data.of("gaussian", [x, y])
         self.optimizer = gradient_descent([self.chain], settings.learning_rate)
-        self.state = chain_state([self.chain])
+        self.engine = self.chain.engine
         self.entries = random_entries(settings.entries, W, V, settings.seed)
         # Even steps for fits over time, log-spaced ones for the beginning.
         even, log = (spaced(self.steps, settings.probes) for spaced in (evenly_spaced, log_spaced))
@@ -93,7 +99,7 @@ class LongTime(Problem):
             Probe("entries", settings.times, self.measure_entries),
         ]
 
-    def step(self) -> Tensor:
+    def loss_and_grad(self) -> Tensor:
         """Compute loss and gradients."""
         return self.chain.loss().reshape(1)
 
@@ -103,7 +109,7 @@ class LongTime(Problem):
         The quotient is L ||grad loss||^2 / loss: with the flow dZ/dt = -L grad loss (Eq. 4) it is
         minus the derivative of log loss by t, the rate at which the loss falls at this moment.
         """
-        chain, loss = self.chain, self.step()
+        chain, loss = self.chain, self.loss_and_grad()
         square = chain.V.grad.square().sum() + chain.W.grad.square().sum()
         return member_rows(
             self.members,
@@ -125,14 +131,14 @@ class LongTime(Problem):
         return pd.concat(frames, ignore_index=True).assign(**self.members[0])
 
 
-class Kink(Problem):
+class KinkProblem(Problem):
     """Chains of width one on one sample, whose layers start on both sides of ReLU's kink.
 
     h_0 = x, h_k = h_{k-1} + (1/L) sigma(w_k h_{k-1}), loss (h_L - y)^2 and w_k(0) = (-1)^k / L for
     k = 1, ..., L (Appendix D). Targets are a tensor axis.
     """
 
-    def __init__(self, settings: SimpleNamespace, context: Context) -> None:
+    def __init__(self, settings: KinkSettings, context: Context) -> None:
         self.settings = settings
         cases = list(itertools.product(settings.activation, settings.depth))
         self.chains = [self._chain(*case, context.device) for case in cases]
@@ -145,16 +151,16 @@ class Kink(Problem):
         self.data = Data.of("one_sample", [sample])
         # The outer weights of the general chain are 1 and are not trained.
         self.optimizer = gradient_descent(self.chains, settings.learning_rate, ["W"])
-        self.state = chain_state(self.chains, ["W"])
+        self.engine = self.chains[0].engine
         self.probes = [Probe("metrics", log_spaced(self.steps, settings.probes), self.measure)]
 
-    def step(self) -> Tensor:
+    def loss_and_grad(self) -> Tensor:
         """Compute all losses and gradients."""
         return torch.cat([chain.loss() for chain in self.chains])
 
     def measure(self) -> pd.DataFrame:
         """Loss, the largest gap max_k |w_{k+1} - w_k|, and the largest weight."""
-        losses = self.step()
+        losses = self.loss_and_grad()
         return member_rows(
             self.members,
             loss=losses,
@@ -180,22 +186,7 @@ class Kink(Problem):
         )
 
 
-def large_depth(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build experiments `large_depth`, `more_seeds` and `paper_scaling`."""
-    return LargeDepth(settings, context)
-
-
-def long_time(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build experiment `long_time`."""
-    return LongTime(settings, context)
-
-
-def relu_counterexample(settings: SimpleNamespace, context: Context) -> Problem:
-    """Build experiment `relu_counterexample`."""
-    return Kink(settings, context)
-
-
-def draw(settings: SimpleNamespace, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw(settings: ChainSettings, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw x and y, both ``(n, d)``, and every layer's start W ``(1, m, d)`` and V ``(1, d, m)``.
 
     A seed's numbers do not depend on depth, scaling or type.
@@ -210,7 +201,7 @@ def draw(settings: SimpleNamespace, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def start_chain(
-    settings: SimpleNamespace, depth: int, x: Tensor, y: Tensor, W: Tensor, V: Tensor
+    settings: ChainSettings, depth: int, x: Tensor, y: Tensor, W: Tensor, V: Tensor
 ) -> DescendingChain:
     """Build a chain with the factors of the setting ``scaling``.
 
@@ -247,17 +238,6 @@ def gradient_descent(
     )
 
 
-def chain_state(
-    chains: Iterable[DescendingChain], names: Iterable[str] = ("V", "W")
-) -> dict[str, Tensor]:
-    """Return what is trained, by name."""
-    return {
-        f"{name}{place}": getattr(chain, name).deviation
-        for place, chain in enumerate(chains)
-        for name in names
-    }
-
-
 def random_entries(count: int, W: Tensor, V: Tensor, seed: int) -> dict[str, list[tuple[int, int]]]:
     """Draw rows and columns of ``count`` entries of each weight matrix."""
     source = generator(seed, "entries")
@@ -271,16 +251,3 @@ def random_entries(count: int, W: Tensor, V: Tensor, seed: int) -> dict[str, lis
         ]
         for name, weights in (("V", V), ("W", W))
     }
-
-
-def check_times(times: Iterable[int], steps: int) -> None:
-    """Refuse measurements after the last step."""
-    if max(times) > steps:
-        raise UserError(f"times: {max(times)} is after the last of {steps} steps; leave it out.")
-
-
-def check_depths(depths: Iterable[int], limit: int) -> None:
-    """Refuse depths whose layers do not each face a whole number of the limit's."""
-    for depth in depths if limit else ():
-        if limit % depth or limit == depth:
-            raise UserError(f"limit_depth: {limit} is not a multiple of depth {depth}; give one.")

@@ -1,0 +1,238 @@
+"""The scale ``recorded``: raw runs kept from finished scales, never trained.
+
+A run is kept as its record, unchanged, and its measurements, compressed. Tables, verdicts and
+figures are derived from them by the rules of every other scale.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from resnet_limits.documents import read_json
+from resnet_limits.errors import UserError, require_known
+from resnet_limits.files import write_atomic
+from resnet_limits.layout import RECORD, RECORDED, Layout, RunKey
+from resnet_limits.locks import locked
+from resnet_limits.runs import COMPRESSED, Run, read_record, read_run
+from resnet_limits.settings import Model, build
+from resnet_limits.spec import Study, load_study
+
+RESTORE = "Restore it with `git checkout -- results/recorded`."
+
+
+class Kept(Model):
+    """What the manifest says of an experiment."""
+
+    scale: str = Field(description="the scale that all runs were trained at")
+    commits: list[str] = Field(description="of the sources that trained them")
+    runs: dict[str, str] = Field(description="the seal of each run's record, by run")
+    other_sources: list[str] = Field(
+        [], description="runs that other sources trained than those of the commit that kept them"
+    )
+
+
+class Manifest(Model):
+    """What the archive holds of a study: manifest.json."""
+
+    experiments: dict[str, Kept]
+
+
+def record(
+    study: str,
+    experiments: Sequence[str],
+    runs: Sequence[str],
+    scale: str,
+    layout: Layout,
+    force: bool = False,
+) -> None:
+    """Add finished runs of a scale to the archive.
+
+    Parameters
+    ----------
+    study, experiments, runs
+        Which: all experiments of the study unless some are named, and all of an experiment's
+        runs that have finished unless some are named.
+    scale
+        The scale that trained them.
+    layout
+        Where runs and archive are.
+    force
+        Replace runs of another scale, and keep runs that other sources trained.
+
+    Raises
+    ------
+    UserError
+        If a run is missing or damaged, is not what study.yaml asks for, was trained by other
+        sources, or is of another scale than the experiment's runs in the archive. Then the
+        archive stays as it was.
+    """
+    spec = load_study(study)
+    if scale == RECORDED:
+        raise UserError("--scale recorded: name the scale to take runs from, such as paper.")
+    for name in experiments:
+        require_known(name, spec.experiments, f"{study}: experiment")
+    with locked(layout.manifest(study).with_name(".lock")):
+        kept = dict(read_manifest(study, layout).experiments)
+        for name in experiments or spec.experiments:
+            chosen = _finished(spec, name, runs, scale, layout)
+            if chosen:
+                kept[name] = _keep(spec, name, chosen, kept.get(name), layout, force)
+        _write_manifest(study, kept, layout)
+
+
+def _finished(
+    spec: Study, experiment: str, names: Sequence[str], scale: str, layout: Layout
+) -> list[Run]:
+    """Read the named runs, or whichever of the grid have finished."""
+    configs = spec.experiment(experiment, scale).runs()
+    for name in names:
+        require_known(name, configs, f"{spec.name}/{experiment}: run")
+    wanted = [configs[name] for name in names or configs]
+    if not names:
+        wanted = [config for config in wanted if layout.record(config.key).exists()]
+    return [read_run(layout.run(config.key), config) for config in wanted]
+
+
+def _keep(
+    spec: Study, experiment: str, runs: list[Run], before: Kept | None, layout: Layout, force: bool
+) -> Kept:
+    scale = runs[0].record.config.scale
+    other = [run for run in runs if run.record.provenance.sources != spec.sources(experiment)]
+    if other and not force:
+        raise UserError(
+            f"{other[0].folder / RECORD}: was trained by other sources than the present ones; "
+            "retrain it, or keep it all the same with --force."
+        )
+    if before and before.scale != scale:
+        if not force:
+            raise UserError(
+                f"{layout.manifest(spec.name)}: {experiment} holds runs of scale {before.scale}, "
+                f"and a mixture with {scale} is no experiment; to replace them add --force."
+            )
+        before = None
+    entries = dict(before.runs) if before else {}
+    marked = set(before.other_sources if before else ())
+    for run in runs:
+        _write_run(run, layout)
+        name = run.record.config.run
+        entries[name] = run.record.seal
+        marked = marked | {name} if run in other else marked - {name}
+    _drop_others(layout.study(RECORDED, spec.name) / experiment, entries)
+    keys = [RunKey(RECORDED, spec.name, experiment, name) for name in entries]
+    commits = {read_record(layout.record(key)).provenance.commit for key in keys}
+    print(f"{layout.study(RECORDED, spec.name) / experiment}: {len(runs)} runs of scale {scale}")
+    return Kept(
+        scale=scale,
+        commits=sorted(commits),
+        runs=dict(sorted(entries.items())),
+        other_sources=sorted(marked),
+    )
+
+
+def _write_run(run: Run, layout: Layout) -> None:
+    """Write a run whole beside the old one, then let it take the old one's place."""
+    target = layout.archived(run.record.config.key)
+    fresh, old = (target.with_name(f".{target.name}.{part}") for part in ("new", "old"))
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    for file in run.record.files:
+        packed = lzma.compress(run.content(file), preset=9)
+        write_atomic(fresh / (file + COMPRESSED), packed)
+    write_atomic(fresh / RECORD, (run.folder / RECORD).read_bytes())
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _drop_others(folder: Path, runs: dict[str, Any]) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in runs:
+            shutil.rmtree(path)
+
+
+def _write_manifest(study: str, kept: dict[str, Kept], layout: Layout) -> None:
+    known = load_study(study).experiments
+    for name in kept.keys() - known.keys():  # an experiment that study.yaml has dropped
+        shutil.rmtree(layout.study(RECORDED, study) / name, ignore_errors=True)
+    content = {name: kept[name].model_dump() for name in known if name in kept}
+    text = json.dumps({"experiments": content}, indent=1)
+    write_atomic(layout.manifest(study), text + "\n")
+
+
+def read_manifest(study: str, layout: Layout) -> Manifest:
+    """Return what the archive holds of a study; nothing if it has no manifest.
+
+    Raises
+    ------
+    UserError
+        If the manifest is damaged.
+    """
+    path = layout.manifest(study)
+    try:
+        return build(Manifest, read_json(path), str(path))
+    except FileNotFoundError:
+        return Manifest(experiments={})
+    except UserError as error:
+        raise UserError(f"{error} {RESTORE}") from None
+
+
+def archived_keys(study: str, experiment: str, layout: Layout) -> list[RunKey]:
+    """Return the keys of the runs that the archive holds of an experiment."""
+    kept = read_manifest(study, layout).experiments.get(experiment)
+    return [RunKey(RECORDED, study, experiment, run) for run in (kept.runs if kept else ())]
+
+
+def archived_runs(study: str, experiment: str, layout: Layout) -> list[Run]:
+    """Read the runs that the archive holds of an experiment.
+
+    Raises
+    ------
+    UserError
+        If one is missing or is not the one that the manifest names.
+    """
+    kept = read_manifest(study, layout).experiments.get(experiment)
+    runs = []
+    for key in archived_keys(study, experiment, layout):
+        path = layout.record(key)
+        try:
+            found = read_record(path)
+        except UserError as error:
+            raise UserError(f"{path}: missing or damaged ({error}). {RESTORE}") from None
+        if kept is None or found.seal != kept.runs[key.run]:
+            raise UserError(f"{path}: not the record that the manifest names. {RESTORE}")
+        runs.append(Run(path.parent, found))
+    return runs
+
+
+def completeness(spec: Study, experiment: str, layout: Layout) -> str:
+    """Say where an experiment's archive differs from the grid that study.yaml asks for, if it does.
+
+    For example ``8 of 12 runs``, or which settings differ from those of today.
+    """
+    kept = read_manifest(spec.name, layout).experiments.get(experiment)
+    if kept is None:
+        return "not recorded"
+    wanted = spec.experiment(experiment, kept.scale).runs()
+    missing = [run for run in wanted if run not in kept.runs]
+    parts = [f"{len(kept.runs)} of {len(wanted)} runs"] if missing else []
+    other = sum(
+        run not in wanted or _config_digest(spec, experiment, run, layout) != wanted[run].digest
+        for run in kept.runs
+    )
+    if other:
+        parts.append(f"{other} of other settings than study.yaml now asks for")
+    if kept.other_sources:
+        parts.append(f"{len(kept.other_sources)} trained by other sources")
+    return "; ".join(parts)
+
+
+def _config_digest(spec: Study, experiment: str, run: str, layout: Layout) -> str:
+    return read_record(layout.record(RunKey(RECORDED, spec.name, experiment, run))).digest

@@ -1,0 +1,118 @@
+"""Finite and infinite width: settings of its problems."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from resnet_limits.classification_settings import ClassificationSettings, StepSchedule
+from resnet_limits.settings import Axis, Mistake, Settings, TwoOrMore
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Model = Literal["rkhs", "shl"]
+MODEL = "residuals: with a fixed random hidden layer (rkhs), or with a trained one (shl)"
+
+
+class WidthSettings(Settings):
+    """Settings of `WidthProblem`."""
+
+    points: Literal["jittered_grid", "standard_normal"] = Field(
+        description="law of the inputs; standard_normal is the hard case, where points can be close"
+    )
+    dimension: PositiveInt = Field(description="dimension d of inputs and d' of targets")
+    spacing: PositiveFloat = Field(
+        description="distance of neighbours on the grid, in length scales of the kernel"
+    )
+    jitter: Annotated[float, Field(ge=0, le=0.49)] = Field(
+        description="largest shift of a coordinate as a fraction of the spacing"
+    )
+    target_scale: PositiveFloat = Field(description="standard deviation of the Gaussian targets")
+    data_seed: NonNegativeInt = Field(description="seed of inputs and targets")
+    kernel: Literal["gaussian", "matern2.5", "matern4.5"] = Field(
+        description="kernel k whose features are drawn"
+    )
+    samples: TwoOrMore = Field(description="number of samples N")
+    embedding: Literal["scaling", "lifting"] = Field(
+        description="family of the maps A and B (Section 5.1)"
+    )
+    alpha: Axis[PositiveFloat] = Field(
+        description="factor alpha of a scaling; a lifting does not use it"
+    )
+    states: Axis[TwoOrMore] = Field(
+        description="dimension q of a lifting's states; a scaling does not use it"
+    )
+    width: Axis[PositiveInt] = Field(
+        description="number r of features; infinite width is always trained as well"
+    )
+    draw: Axis[NonNegativeInt] = Field(description="seed of the features")
+    depth: PositiveInt = Field(description="number of Euler steps D")
+    step_size: PositiveFloat = Field(
+        description="step size of gradient descent in units of N / sigma_max(B)^2"
+    )
+    steps: PositiveInt = Field(description="largest number of steps")
+    converged: Fraction = Field(
+        description="loss relative to the initial one at which a run has converged"
+    )
+    precision: Literal["float32", "float64"] = Field(
+        description="floating-point type of finite widths; infinite width has float64"
+    )
+    compression: Fraction = Field(
+        description="infinite width: power function above which a visited point becomes a centre"
+    )
+    capacity: PositiveInt = Field(
+        description="infinite width: largest number of centres of a sample at an Euler step"
+    )
+    kappa_states_max: PositiveInt = Field(
+        description="largest q for which kappa of the features is bounded"
+    )
+    probes: TwoOrMore = Field(
+        description="number of evenly spaced steps at which losses are measured and finished runs "
+        "stop"
+    )
+    bound_probes: TwoOrMore = Field(
+        description="number of log-spaced steps at which eigenvalues and PL quotients are measured"
+    )
+
+    @model_validator(mode="after")
+    def _has_room_for_its_inputs(self) -> Self:
+        least = min(self.states)
+        if self.embedding == "lifting" and least < self.dimension:
+            raise Mistake(
+                "states",
+                f"{least} is less than dimension, too few for a lifting; give at least "
+                f"{self.dimension}.",
+            )
+        return self
+
+
+class FlowSettings(ClassificationSettings):
+    """Settings of `FlowProblem`; epochs and milestones count from the end of pretraining."""
+
+    model: Model = Field(description=MODEL)
+    layers: PositiveInt = Field(
+        description="intervals of the weights, and steps of the midpoint rule"
+    )
+    channels: PositiveInt = Field(description="channels of the flow and of its hidden layer")
+    size: Literal[28] = Field(
+        description="pixels a side of the input, for which the maps are made; smaller images are "
+        "padded with zeros"
+    )
+    schedule: StepSchedule = Field(
+        description="learning rate over epochs, without those of pretraining: times the factor at "
+        "each milestone"
+    )
+    pretraining: NonNegativeInt = Field(
+        description="epochs for which the maps A and B are trained before they are fixed"
+    )
+    pretraining_rate: PositiveFloat = Field(description="learning rate of pretraining")
+
+
+class BlockNetworkSettings(ClassificationSettings):
+    """Settings of `BlockNetworkProblem`."""
+
+    model: Model = Field(description=MODEL)
+    layers: PositiveInt = Field(description="number of blocks of the third stage")
+    width: PositiveInt = Field(
+        description="channels of the first stage, doubled by each later stage"
+    )

@@ -1,0 +1,64 @@
+"""Two Spirals: settings of its problem."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from resnet_limits.settings import Axis, Distinct, Mistake, Settings, TwoOrMore
+
+
+class SpiralsSettings(Settings):
+    """Settings of `SpiralsProblem`."""
+
+    dimension: Literal[2] = Field(description="data dimension d")
+    field: Literal["constant", "per_step", "frozen", "removed"] = Field(
+        description="vector field: constant in depth, one per Euler step, untrained, or removed"
+    )
+    depth: PositiveInt = Field(description="number of Euler steps L")
+    field_width: PositiveInt = Field(description="hidden width M of the vector field")
+    head_width: PositiveInt = Field(description="hidden width K of the output layer")
+    steps: PositiveInt = Field(description="number of full-batch Adam steps")
+    learning_rate: PositiveFloat = Field(description="learning rate of Adam")
+    noise: NonNegativeFloat = Field(description="width of the uniform noise on each coordinate")
+    n_train: Axis[TwoOrMore] = Field(description="number of training points")
+    n_test: TwoOrMore = Field(description="number of test points")
+    seed: Axis[NonNegativeInt] = Field(description="seed of data and initial weights")
+    probes: TwoOrMore = Field(
+        description="number of evenly spaced steps, and of log-spaced ones, at which errors are "
+        "measured"
+    )
+    gram_probes: TwoOrMore = Field(
+        description="number of log-spaced steps at which Gram matrices are measured"
+    )
+    gram_n_max: NonNegativeInt = Field(
+        description="largest n_train for which Gram matrices are measured; 0 for none"
+    )
+    boundary_n: Distinct[TwoOrMore] = Field(
+        description="values of n_train whose decision boundary is kept, first seed only"
+    )
+    boundary_grid: TwoOrMore = Field(
+        description="grid points per coordinate of the kept decision boundary"
+    )
+
+    @model_validator(mode="after")
+    def _measures_sizes_that_it_trains(self) -> Self:
+        for size in self.boundary_n:
+            if size not in self.n_train:
+                raise Mistake("boundary_n", f"{size} is not among n_train; leave it out.")
+        least = min(self.n_train)
+        if 0 < self.gram_n_max < least:
+            raise Mistake(
+                "gram_n_max",
+                f"{self.gram_n_max} is less than every n_train; give at least {least}, or 0 for "
+                "no Gram matrices.",
+            )
+        return self

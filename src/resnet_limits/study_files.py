@@ -1,0 +1,188 @@
+"""What study.yaml, claims.yaml and workflow/config.yaml may hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from resnet_limits.settings import Model
+
+NOT_RUN = "not run"
+TRAINED_SCALES = ("smoke", "quick", "laptop", "paper")
+SCALES = (*TRAINED_SCALES, "recorded")
+NAME = r"^[a-z][a-z0-9_]*$"
+# Names of folders and files beside those of experiments.
+RESERVED = ("tables", "logs", "data")
+# The arguments of each test besides the rows; stats.py defines the tests, and a test holds both
+# together, so that a claim is checked without waiting for statistics to load.
+ARGUMENTS = {
+    "binomial_slope": ("x", "failures", "trials"),
+    "halfway": ("x", "holds"),
+    "mean": ("value",),
+    "paired_difference": (
+        "value", "by", "treatment", "baseline", "pair", "in_standard_deviations",
+    ),
+    "proportion": ("holds", "by"),
+    "slope": ("x", "y", "log", "mean_over"),
+    "trend": ("x", "y"),
+}  # fmt: skip
+
+Name = Annotated[str, Field(pattern=NAME)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Paper(Model):
+    """The paper that a study replicates."""
+
+    authors: Text
+    title: Text
+    venue: Text
+
+
+class Source(Model):
+    """A setting of the protocol: one value, or a grid of them, and where it comes from."""
+
+    value: Any = Field(None, description="the setting's value")
+    grid: list[Any] | None = Field(
+        None, min_length=1, description="a list with at least one value; each is a grid point"
+    )
+    source: Literal["paper", "authors-code", "assumed", "derived"]
+    where: str = Field("", description="section, page or equation")
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Source:
+        if len(self.model_fields_set & {"value", "grid"}) != 1:
+            raise ValueError("needs exactly one of the keys value, grid")
+        return self
+
+    @property
+    def content(self) -> Any:
+        """The value, or the list of the grid's values."""
+        return self.value if self.grid is None else self.grid
+
+
+class Resources(Model):
+    """What a run asks the scheduler for."""
+
+    threads: int = Field(1, ge=1)
+    mem_mb: int = Field(2000, ge=1)
+    runtime: int = Field(60, ge=1, description="minutes")
+    gpu: int = Field(0, ge=0)
+
+
+class Protocol(Model):
+    """An experiment as the paper has it: one training problem and its grid."""
+
+    problem: str = Field(
+        pattern=r"^[A-Z]\w*Problem$",
+        description="a class of the study's *problems.py, such as SpiralsProblem",
+    )
+    about: Text
+    resources: Resources = Resources()
+    settings: dict[str, Source] = Field(min_length=1)
+
+
+class TableSpec(Model):
+    """A tidy table: the experiments whose runs it reads, and its caption."""
+
+    experiments: list[str] = Field(min_length=1, description="whose records the table reads")
+    caption: Text
+    shown: bool = Field(False, description="whether the report page shows the table itself")
+
+
+class FigureSpec(Model):
+    """A figure: the tables that it reads, its caption, and the paper's figure it stands for."""
+
+    tables: list[str] = Field(min_length=1)
+    caption: Text
+    paper: str = Field("", description="the paper's figure or statement that it stands for")
+
+
+class StudyFile(Model):
+    """study.yaml."""
+
+    title: Text
+    paper: Paper
+    experiments: dict[Name, Protocol] = Field(min_length=1)
+    deviations: list[str] = Field([], description="where we depart from the paper, and why")
+    scales: dict[Literal["smoke", "quick", "laptop"], dict[str, str | dict[str, Any]]] = Field(
+        {}, description="what a scale overrides; `paper` is the protocol itself"
+    )
+    tables: dict[Name, TableSpec]
+    figures: dict[Name, FigureSpec]
+
+    @model_validator(mode="after")
+    def _no_reserved_names(self) -> StudyFile:
+        for name in self.experiments:
+            if name in RESERVED:
+                raise ValueError(f"an experiment cannot be called {name}; rename it")
+        return self
+
+
+class Bound(Model):
+    """Where an estimate must lie for a claim to hold."""
+
+    above: float | None = None
+    below: float | None = None
+    source: str = Field("", description="where the bound comes from")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Bound:
+        if self.above is None and self.below is None:
+            raise ValueError("needs the key above or below")
+        if self.above is not None and self.below is not None and self.above >= self.below:
+            raise ValueError(f"above {self.above:g} is not less than below {self.below:g}")
+        return self
+
+
+class Claim(Model):
+    """A sentence of the paper with a number to test, and the test."""
+
+    id: Name
+    statement: Text
+    kind: Literal["claim", "check"] = Field(
+        "claim", description="a claim of the paper, or a check of ours that it does not make"
+    )
+    where: str = Field(description="page, section, figure or theorem of the paper")
+    paper: str = Field("", description="the paper's own number, where it is legible")
+    figure: str = Field("", description="the figure that shows it")
+    table: str
+    select: dict[str, Any] = Field(
+        {}, description="rows of the table to use: a value or a list of values by column"
+    )
+    test: str
+    arguments: dict[str, Any] = Field({}, description="what the test is told besides the rows")
+    bound: Bound
+    least_n: int = Field(1, ge=1, description="fewer observations are inconclusive")
+    not_tested_at: dict[str, str] = Field(
+        {}, description="scales that cannot test the claim, and why"
+    )
+    not_tested_on: dict[str, str] = Field(
+        {}, description="data sets, by their name in tables, that cannot test the claim, and why"
+    )
+    note: str = ""
+
+
+class ClaimsFile(Model):
+    """claims.yaml, under the one key that a list needs."""
+
+    claims: list[Claim]
+
+
+class Configuration(Model):
+    """workflow/config.yaml and what the command line overrides in it."""
+
+    scale: Literal["smoke", "quick", "laptop", "paper", "recorded"] = Field(
+        description="how much of the protocol is run"
+    )
+    studies: list[str] = Field(
+        min_length=1, description="a list of studies, as in studies=[two_spirals]"
+    )
+    data_root: str = Field(min_length=1, description="the folder that holds the data sets")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="where training runs")
+    finished_only: bool = Field(
+        description="whether tables, figures and verdicts take the runs that have finished, and "
+        "nothing is trained"
+    )
