@@ -69,21 +69,28 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except OSError as error:
-            return self._discard(f"cannot be read ({error.strerror})")
+            self._discard(f"cannot be read ({error.strerror})")
+            return None
         header = _header(raw)
         if header is None:
-            return self._discard("is damaged")
+            self._discard("is damaged")
+            return None
         differing = [key for key in self.marks if header["marks"].get(key) != self.marks[key]]
         if differing:
-            return self._discard(f"is of other {', '.join(differing)}")
+            self._discard(f"is of other {', '.join(differing)}")
+            return None
+        return self._load(_payload(raw))
+
+    def _load(self, payload: bytes) -> dict[str, Any] | None:
         before = copy.deepcopy(self._content())
         try:
-            content = torch.load(io.BytesIO(_payload(raw)), "cpu", weights_only=True)
+            content = torch.load(io.BytesIO(payload), "cpu", weights_only=True)
             self._apply(content)
             return dict(content["progress"])
         except UNFIT as error:
             self._apply(before)
-            return self._discard(f"does not fit ({type(error).__name__})")
+            self._discard(f"does not fit ({type(error).__name__})")
+            return None
 
     def remove(self) -> None:
         """Delete the file of a finished run."""

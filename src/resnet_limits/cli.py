@@ -37,7 +37,8 @@ def _config(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from resnet_limits.train import Context, choose_device, read_config, train
+    from resnet_limits.problem import Context
+    from resnet_limits.train import choose_device, read_config, train
 
     config = read_config(options.config)
     experiment = load_study(config.key.study).experiments[config.key.experiment]

@@ -164,6 +164,6 @@ def _mark(value: Any) -> Any:
 def _global_random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": np.random.get_state()[1].tobytes(),  # type: ignore[union-attr, index]
+        "numpy": repr(np.random.get_state()),
         "python": random.getstate(),
     }

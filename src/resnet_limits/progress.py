@@ -1,4 +1,4 @@
-"""Where every training stands, for a person who waits."""
+"""Live status of running training jobs."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def _duration(seconds: float) -> str:
 
 def _last_line(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text("utf-8").splitlines()[-1])
+        line: dict[str, Any] = json.loads(path.read_text("utf-8").splitlines()[-1])
+        return line
     except (IndexError, json.JSONDecodeError):
         return None  # just begun, or a line half written

@@ -262,7 +262,7 @@ class Study:
         return getattr(module, name)
 
     def _overrides(self, scale: str) -> dict[str, Any]:
-        return dict(self.document.scales).get(scale, {})  # type: ignore[call-overload]
+        return next((found for name, found in self.document.scales.items() if name == scale), {})
 
     def _check_names(self) -> None:
         for name, table in self.tables.items():
