@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_limits.errors import UserError
+from resnet_limits.errors import UserError, require_known
 from resnet_limits.layout import Layout, RunKey
-from resnet_limits.spec import Experiment, load_study
+from resnet_limits.spec import load_study
 from resnet_limits.study_files import SCALES, TRAINED_SCALES
 
 
@@ -109,6 +109,24 @@ def _document(options: argparse.Namespace) -> None:
         update_readme(load_study(study))
 
 
+def _new_study(options: argparse.Namespace) -> None:
+    from resnet_limits.new_study import create
+
+    print(*create(options.name, Path()), sep="\n")
+    print(
+        f"Next: resnet-limits document {options.name}, then "
+        f"snakemake --cores 2 --config scale=smoke studies=[{options.name}]"
+    )
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from resnet_limits.settings import json_schema
+
+    study = load_study(options.study)
+    require_known(options.experiment, study.experiments, f"{options.study}: experiment")
+    print(json.dumps(json_schema(study.settings_class(options.experiment)), indent=1))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="resnet-limits", description="The steps of the pipeline by hand."
@@ -177,6 +195,15 @@ def _parser() -> argparse.ArgumentParser:
     document = commands.add_parser("document", help="renew the settings tables of a study's README")
     document.add_argument("studies", nargs="+", metavar="study")
     document.set_defaults(run=_document)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of an experiment's settings")
+    schema.add_argument("study")
+    schema.add_argument("experiment")
+    schema.set_defaults(run=_schema)
+
+    new_study = commands.add_parser("new-study", help="write a small study that works, to change")
+    new_study.add_argument("name", help="such as deep_linear")
+    new_study.set_defaults(run=_new_study)
     return parser
 
 

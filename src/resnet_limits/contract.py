@@ -164,6 +164,6 @@ def _mark(value: Any) -> Any:
 def _global_random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": repr(np.random.get_state()),
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002 (what a study may have used)
         "python": random.getstate(),
     }

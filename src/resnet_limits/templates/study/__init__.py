@@ -1,0 +1,1 @@
+"""My study: <authors (venue, year)>."""
