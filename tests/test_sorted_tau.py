@@ -10,7 +10,7 @@ import pytest
 import torch
 from statsmodels.stats.power import TTestPower
 
-from resnet_limits.models.ensembles import ACTIVATIONS, first_order, states, terms
+from resnet_limits.models.expansion import ACTIVATIONS, first_order, states, terms
 from resnet_limits.spec import load_study
 from resnet_limits.studies.sorted_tau import tables
 from resnet_limits.studies.sorted_tau.dense import Dense

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from resnet_limits.models.ensembles import first_order, states, terms
+from resnet_limits.models.expansion import first_order, states, terms
 from resnet_limits.probes import Probe, log_spaced, member_rows
 from resnet_limits.random import generator
 from resnet_limits.train import Context, Data, Problem

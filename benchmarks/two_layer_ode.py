@@ -4,20 +4,23 @@ Same data, same initial weights, same full-batch Adam steps, both in this proces
 turn. Prints seconds per step over the grid's sizes, their ratio, and how far the last losses
 are apart.
 
-    python benchmarks/mean_field.py --steps 20
+    python benchmarks/two_layer_ode.py --steps 20
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from resnet_limits.models.reference import TorchdynNetwork
 from resnet_limits.spec import load_study
 from resnet_limits.studies.two_spirals.experiments import SpiralsProblem
 from resnet_limits.train import Context
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.reference.two_layer_ode import TorchdynNetwork
 
 
 def train_together(problem, steps):
