@@ -26,7 +26,7 @@ from resnet_limits.train import Context
 COMPARED = 3  # steps; later losses differ by what training makes of rounding
 PATHS = {
     "vanilla": ("vanilla", "auto"),
-    "mean field": ("mean_field", "auto"),
+    "sorted tau": ("sorted_tau", "auto"),
     "vanilla, float32": ("vanilla", "float32"),
 }
 
@@ -160,7 +160,7 @@ def main() -> None:
         error = max(abs(a - b) / b for a, b in zip(values, expected, strict=True))
         cost = f"{1e3 * times[name]:8.1f} {arguments.batch / times[name]:9.0f}"
         print(f"{name:18} {cost} {times['plain loop'] / times[name]:7.2f} {error:10.1e}")
-    print(f"a step with sorted time steps costs {times['mean field'] / times['vanilla']:.3f} steps")
+    print(f"a step with sorted time steps costs {times['sorted tau'] / times['vanilla']:.3f} steps")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ BLOCKS = {
 }
 
 
-def make(name="resnet14", method="mean_field", channels=3, classes=10, seed=0):
+def make(name="resnet14", method="sorted_tau", channels=3, classes=10, seed=0):
     return network(name, channels, classes, method, generator(seed, "weights"))
 
 
@@ -70,9 +70,9 @@ def test_parameter_counts_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_mean_field_adds_one_parameter_a_block(name):
+def test_sorted_tau_adds_one_parameter_a_block(name):
     with torch.device("meta"):
-        vanilla, sorted_tau = make(name, "vanilla"), make(name, "mean_field")
+        vanilla, sorted_tau = make(name, "vanilla"), make(name, "sorted_tau")
     assert count(sorted_tau.parameters()) - count(vanilla.parameters()) == BLOCKS[name]
     undecayed = [sorted_tau.get_parameter(name) for name in sorted_tau.undecayed]
     assert {id(parameter) for parameter in undecayed} == {id(tau) for tau in sorted_tau.tau}
@@ -81,7 +81,7 @@ def test_mean_field_adds_one_parameter_a_block(name):
 
 @pytest.mark.parametrize("name", ["resnet14", "resnext29_8x64d"])
 def test_methods_start_as_the_same_function(name):
-    vanilla, sorted_tau = make(name, "vanilla"), make(name, "mean_field")
+    vanilla, sorted_tau = make(name, "vanilla"), make(name, "sorted_tau")
     others = {key: value for key, value in sorted_tau.state_dict().items() if "tau" not in key}
     assert others.keys() == vanilla.state_dict().keys()
     assert all(torch.equal(vanilla.state_dict()[key], value) for key, value in others.items())
@@ -190,7 +190,7 @@ def differentiate(apply, method, dtype, autocast=False):
     """Return the logits and all gradients of a network whose blocks have changed places."""
     images, labels = batch(32, size=16)
     model = make(method=method).to(dtype=dtype, memory_format=torch.channels_last)
-    if method == "mean_field":
+    if method == "sorted_tau":
         set_tau(model, [1.5, 0.4], [2.5, 0.9], [0.8, 1.1])
     with torch.autocast("cpu", torch.bfloat16, autocast):
         logits = apply(model, images.to(dtype=dtype, memory_format=torch.channels_last))
@@ -207,8 +207,8 @@ def test_the_network_is_the_plain_one(method):
 
 @pytest.mark.parametrize(("autocast", "error", "cosine"), [(False, 1e-4, 0.999), (True, 0.1, 0.9)])
 def test_lower_precision_is_near(autocast, error, cosine):
-    exact, gradient = differentiate(ResNet.forward, "mean_field", torch.float64)
-    near, near_gradient = differentiate(ResNet.forward, "mean_field", torch.float32, autocast)
+    exact, gradient = differentiate(ResNet.forward, "sorted_tau", torch.float64)
+    near, near_gradient = differentiate(ResNet.forward, "sorted_tau", torch.float32, autocast)
     assert (near - exact).norm() < error * exact.norm()
     assert F.cosine_similarity(near_gradient, gradient, dim=0) > cosine
 
@@ -249,5 +249,5 @@ def test_image_sizes(size):
 def test_unknown_names_are_users_mistakes():
     with pytest.raises(UserError, match="did you mean 'resnet20'"):
         make("resnet200")
-    with pytest.raises(UserError, match="did you mean 'mean_field'"):
-        make(method="meanfield")
+    with pytest.raises(UserError, match="did you mean 'sorted_tau'"):
+        make(method="sorted-tau")

@@ -121,7 +121,7 @@ def test_training_lowers_the_loss():
 
 def test_both_methods_start_with_the_same_network_and_batches():
     vanilla, sorted_tau = (resnet(settings("resnet20", place), CPU) for place in (0, 1))
-    assert (vanilla.settings.method, sorted_tau.settings.method) == ("vanilla", "mean_field")
+    assert (vanilla.settings.method, sorted_tau.settings.method) == ("vanilla", "sorted_tau")
     pd.testing.assert_frame_equal(vanilla.measure(), sorted_tau.measure())
     assert torch.equal(vanilla.step(), sorted_tau.step())
     sorted_tau.optimizer.step()
@@ -150,9 +150,9 @@ def test_cost_counts_one_parameter_a_block():
         timed.step()
     rows = timed.measure()
     assert len(rows) == timed.steps
-    assert (rows["mean_field_parameters"] - rows["vanilla_parameters"] == 9).all()
+    assert (rows["sorted_tau_parameters"] - rows["vanilla_parameters"] == 9).all()
     assert (rows["blocks"] == 9).all()
-    assert (rows[["vanilla_seconds", "mean_field_seconds"]] > 0).all().all()
+    assert (rows[["vanilla_seconds", "sorted_tau_seconds"]] > 0).all().all()
 
 
 class FakeRun:
@@ -178,7 +178,7 @@ def planted(differences):
     runs = []
     for seed, difference in enumerate(differences):
         base = 8 + source.normal()
-        runs += [FakeRun("vanilla", seed, base), FakeRun("mean_field", seed, base + difference)]
+        runs += [FakeRun("vanilla", seed, base), FakeRun("sorted_tau", seed, base + difference)]
     return {"resnet20": runs, "deeper": []}
 
 
@@ -188,7 +188,7 @@ def test_table1_pairs_seeds_and_names_what_was_not_run():
     row = table.loc["resnet20"]
     assert row["difference"] == pytest.approx(np.mean(differences))
     assert row["difference_low"] < row["difference"] < row["difference_high"] < 0
-    assert (row["paper_vanilla"], row["paper_mean_field"]) == (8.75, 8.19)
+    assert (row["paper_vanilla"], row["paper_sorted_tau"]) == (8.75, 8.19)
     assert row["paper_schedule"] == "160 epochs, /10 at 80, 120"
     assert (table.drop("resnet20")["status"] == "not run").all() and len(table) == 8
     assert tables.pairs(planted([-0.1, 0.0, 0.2]))["wins"].tolist() == [1, 0, 0]
@@ -202,7 +202,7 @@ def test_a_diverged_run_is_counted_and_marked():
     broken.measurements = lambda probe: measure(probe).assign(step=3, epoch=1, test_error=90.0)
     pairs = tables.pairs(runs)
     assert pairs["diverged"].tolist() == [True, False]
-    assert pairs["mean_field"][0] == 90.0
+    assert pairs["sorted_tau"][0] == 90.0
     assert tables.table1(runs)["diverged"][0] == 1
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from resnet_limits.errors import require_known
 
-METHODS = ("vanilla", "mean_field")
+METHODS = ("vanilla", "sorted_tau")
 
 
 class Architecture(NamedTuple):
@@ -100,7 +100,7 @@ def network(
     """
     require_known(name, NAMES, "network")
     require_known(method, METHODS, "method")
-    model = ResNet(NAMES[name], channels, classes, method == "mean_field")
+    model = ResNet(NAMES[name], channels, classes, method == "sorted_tau")
     initialize(model, generator)
     return model
 
@@ -132,7 +132,7 @@ class Timed(NamedTuple):
 class ResNet(nn.Module):
     """A stem, three stages of residual blocks, batch norm, average pooling, a linear classifier.
 
-    Mean-field networks have one more parameter a block: each stage's ``tau``, 1, ..., n at first.
+    With ``sorted_tau`` a block has one more parameter: each stage's ``tau``, 1, ..., n at first.
     A block's step is the distance from its tau down to the next smaller one of its stage, or to 0,
     so a stage's steps add up to its largest tau. Blocks run in the order of tau, blocks of equal
     tau in the order they were made. A stage's first block stays first if it changes shapes, since

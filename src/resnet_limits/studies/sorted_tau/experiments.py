@@ -30,7 +30,7 @@ class Residual(Classification):
             return network(settings.network, channels, classes, settings.method, weights)
 
         super().__init__(settings, context, build)
-        if settings.method == "mean_field":
+        if settings.method == "sorted_tau":
             self._follow_order()
 
     def _follow_order(self) -> None:
@@ -42,7 +42,7 @@ class Residual(Classification):
 
     def step(self) -> Tensor:
         """Compute loss and gradients; note whether the last update has changed the order."""
-        if self.settings.method == "mean_field":
+        if self.settings.method == "sorted_tau":
             order = self._order()
             self.changes += int(not torch.equal(order, self.order))
             self.order.copy_(order)
