@@ -1,19 +1,21 @@
 """Two Spirals: all sizes and seeds as one batch against one torchdyn NeuralODE at a time.
 
-Same data, same initial weights, same full-batch Adam steps, both in this process, size by size in
-turn. Prints seconds per step over the grid's sizes, their ratio, and how far the last losses
-are apart.
+A call is a step of full-batch Adam for every network of a grid: the study's, and each of its sizes.
+Both paths have the same data and initial weights; the losses of the first steps are compared one
+by one.
 
-    python benchmarks/two_layer_ode.py --steps 20
+    python benchmarks/two_layer_ode.py --field per_step
 """
 
-import argparse
+from __future__ import annotations
+
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import _timing as timing
 import torch
+from torch import Tensor
 
 from resnet_limits.spec import load_study
 from resnet_limits.studies.two_spirals.experiments import SpiralsProblem
@@ -22,62 +24,63 @@ from resnet_limits.train import Context
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reference.two_layer_ode import TorchdynNetwork
 
-
-def train_together(problem, steps):
-    """Return the losses after ``steps`` and the seconds that a step took."""
-    start = time.perf_counter()
-    for _ in range(steps):
-        problem.step()
-        problem.optimizer.step()
-    seconds = (time.perf_counter() - start) / steps
-    return problem.step(), seconds
+COMPARED = 3  # steps
 
 
-def train_one_by_one(problem, networks, steps):
-    """Do the same network after network."""
-    losses, start = [], time.perf_counter()
-    seeds = len(problem.settings.seed)
-    for member, network in enumerate(networks):
-        data = problem.sets[member // seeds]
-        x, y = data.x[member % seeds, :-1].T.contiguous(), data.y[member % seeds]
-        optimizer = torch.optim.Adam(network.parameters(), lr=problem.settings.learning_rate)
-        for _ in range(steps):
+class OneByOne:
+    """The networks of a problem by torchdyn and autograd, each with its own optimizer."""
+
+    def __init__(self, problem: SpiralsProblem) -> None:
+        self.networks = [TorchdynNetwork(problem.model, m) for m in range(len(problem.members))]
+        rate = problem.settings.learning_rate
+        self.optimizers = [torch.optim.Adam(net.parameters(), lr=rate) for net in self.networks]
+        self.samples = [
+            (x[:-1].T.contiguous(), y)
+            for data in problem.sets
+            for x, y in zip(data.x, data.y, strict=True)
+        ]
+
+    def step(self) -> list[Tensor]:
+        """Train every network by one step; return their losses."""
+        losses = []
+        trained = zip(self.networks, self.optimizers, self.samples, strict=True)
+        for network, optimizer, (x, y) in trained:
             optimizer.zero_grad()
-            (network(x) - y).square().mean().backward()
+            loss = (network(x) - y).square().mean()
+            loss.backward()
             optimizer.step()
-        with torch.no_grad():
-            losses.append((network(x) - y).square().mean())
-    return torch.stack(losses), (time.perf_counter() - start) / steps
+            losses.append(loss.detach())
+        return losses
 
 
-def compare(settings, steps):
-    """Time both on one grid; return seconds together, one by one, and the largest difference."""
-    problem = SpiralsProblem(settings, Context(torch.device("cpu"), Path()))
-    networks = [TorchdynNetwork(problem.model, m) for m in range(len(problem.members))]
-    together, fast = train_together(problem, steps)
-    alone, slow = train_one_by_one(problem, networks, steps)
-    return fast, slow, ((together - alone).abs() / alone).max().item()
+class Together:
+    """The study's problem."""
+
+    def __init__(self, problem: SpiralsProblem) -> None:
+        self.problem = problem
+
+    def step(self) -> list[Tensor]:
+        """Train all networks by one step; return their losses."""
+        losses = self.problem.step()
+        self.problem.optimizer.step()
+        return list(losses.unbind())
 
 
-def main():
-    """Print one row per size, and one for the whole grid."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20)
+def main() -> None:
+    """Print the table."""
+    parser = timing.parser(__doc__, repeats=20)
     parser.add_argument("--field", default="constant", choices=("constant", "per_step"))
-    options = parser.parse_args()
+    arguments = timing.parse(parser)
     settings = load_study("two_spirals").experiment("rate", "paper").settings
-    quiet = {"gram_n_max": 0, "boundary_n": [], "field": options.field}
-    print(
-        f"{torch.get_num_threads()} threads, {options.steps} steps, {len(settings['seed'])} seeds"
-    )
-    print("   n_train  batched ms  one by one ms  ratio  largest difference")
-    for sizes in [[n] for n in settings["n_train"]] + [list(settings["n_train"])]:
-        grid = SimpleNamespace(**settings | quiet | {"n_train": sizes})
-        compare(grid, 2)  # warm up
-        fast, slow, difference = compare(grid, options.steps)
-        name = "whole grid" if len(sizes) > 1 else sizes[0]
-        ratio = slow / fast
-        print(f"{name:>10} {1e3 * fast:11.2f} {1e3 * slow:14.2f} {ratio:6.1f} {difference:19.1e}")
+    quiet = {"gram_n_max": 0, "boundary_n": [], "field": arguments.field}
+    table = timing.Table(arguments, baseline="one by one")
+    for sizes in [*([size] for size in settings["n_train"]), settings["n_train"]]:
+        grid = SimpleNamespace(**{**settings, **quiet, "n_train": sizes})
+        problem = SpiralsProblem(grid, Context(torch.device("cpu"), Path()))
+        paths = {"one by one": OneByOne(problem).step, "together": Together(problem).step}
+        case = "whole grid" if len(sizes) > 1 else f"{sizes[0]} samples"
+        table.add(case, paths, calls=COMPARED)
+    table.save()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +14,7 @@ def forward(model: ResNet, images: Tensor) -> Tensor:
     """Return logits ``(B, classes)`` of images ``(B, channels, size, size)``."""
     x = model.stem(images)
     for stage, schedule in zip(model.stages, model.steps(), strict=True):
-        blocks = cast(list[Block], list(stage.children()))
+        blocks: list[Any] = list(stage.children())
         for index, step in schedule:
             x = _apply(blocks[index], x, step)
     logits: Tensor = model.classifier(F.relu(model.norm(x)).mean((2, 3)))
