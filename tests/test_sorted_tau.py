@@ -21,8 +21,8 @@ CPU = Context(torch.device("cpu"), Path("data"))
 STUDY = load_study("sorted_tau")
 
 
-def settings(experiment, place=0, **changes):
-    run = list(STUDY.experiment(experiment, "smoke").runs().values())[place]
+def settings(experiment, index=0, **changes):
+    run = list(STUDY.experiment(experiment, "smoke").runs().values())[index]
     return SimpleNamespace(**{**run["settings"], **changes})
 
 
@@ -92,15 +92,15 @@ def test_the_adjoint_of_linear_blocks_is_a_matrix_power():
 def test_gradients_are_those_of_autograd_on_the_plain_loss():
     dense = Dense(settings("dense"), CPU)
     losses = dense.step()
-    for place, theta in enumerate(dense.theta):
-        network = dense.cases[place]
+    for index, theta in enumerate(dense.theta):
+        network = dense.cases[index]
         value = theta.detach().clone().requires_grad_()
         end = states(dense.x, value, network[0])[-1]
         loss = 0.5 * ((end * dense.w1[:, None]).sum(-1) - dense.y).square().mean(-1)
         (gradient,) = torch.autograd.grad(loss.sum(), [value])
         torch.testing.assert_close(theta.grad, gradient)
         count = len(theta)
-        torch.testing.assert_close(losses[place * count : (place + 1) * count], loss.detach())
+        torch.testing.assert_close(losses[index * count : (index + 1) * count], loss.detach())
 
 
 def test_the_guaranteed_adjoint_is_below_the_measured_one():
@@ -120,7 +120,7 @@ def test_training_lowers_the_loss():
 
 
 def test_both_methods_start_with_the_same_network_and_batches():
-    vanilla, sorted_tau = (resnet(settings("resnet20", place), CPU) for place in (0, 1))
+    vanilla, sorted_tau = (resnet(settings("resnet20", index), CPU) for index in (0, 1))
     assert (vanilla.settings.method, sorted_tau.settings.method) == ("vanilla", "sorted_tau")
     pd.testing.assert_frame_equal(vanilla.measure(), sorted_tau.measure())
     assert torch.equal(vanilla.step(), sorted_tau.step())
@@ -134,7 +134,7 @@ def test_changes_of_order_are_counted_once_each():
     trained.step()
     assert trained.measure_steps()["changes"].max() == 0
     with torch.no_grad():
-        trained.network.tau[0][:2] = torch.tensor([2.0, 1.0])  # the first two blocks change places
+        trained.network.tau[0][:2] = torch.tensor([2.0, 1.0])  # the first two blocks swap
     trained.step()
     trained.step()
     steps = trained.measure_steps()
