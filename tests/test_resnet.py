@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from resnet_limits.errors import UserError
-from resnet_limits.models.resnet import METHODS, NAMES, ResNet, network
+from resnet_limits.models.resnet import METHODS, NAMES, Architecture, ResNet, initialize, network
 from resnet_limits.random import generator
+from tests.reference import resnet as reference
 
 # He et al. (2015), Table 6; He et al. (2016), Table 1; Xie et al. (2017), Table 7. CIFAR-10.
 PUBLISHED = {
@@ -29,9 +30,11 @@ BLOCKS = {
     "resnext29_8x64d": 9,
     "resnext29_16x64d": 9,
 }
+# A small ResNeXt: bottlenecks, grouped convolutions, projections.
+PROJECTING = Architecture(2, 8, (8, 16, 32), (16, 32, 64), (1, 3, 1), 1, 4, project=True)
 
 
-def make(name="resnet14", method="mean_field", channels=3, classes=10, seed=0):
+def make(name="resnet14", method="sorted_tau", channels=3, classes=10, seed=0):
     return network(name, channels, classes, method, generator(seed, "weights"))
 
 
@@ -70,9 +73,9 @@ def test_parameter_counts_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_mean_field_adds_one_parameter_a_block(name):
+def test_sorted_tau_adds_one_parameter_a_block(name):
     with torch.device("meta"):
-        vanilla, sorted_tau = make(name, "vanilla"), make(name, "mean_field")
+        vanilla, sorted_tau = make(name, "vanilla"), make(name, "sorted_tau")
     assert count(sorted_tau.parameters()) - count(vanilla.parameters()) == BLOCKS[name]
     undecayed = [sorted_tau.get_parameter(name) for name in sorted_tau.undecayed]
     assert {id(parameter) for parameter in undecayed} == {id(tau) for tau in sorted_tau.tau}
@@ -81,7 +84,7 @@ def test_mean_field_adds_one_parameter_a_block(name):
 
 @pytest.mark.parametrize("name", ["resnet14", "resnext29_8x64d"])
 def test_methods_start_as_the_same_function(name):
-    vanilla, sorted_tau = make(name, "vanilla"), make(name, "mean_field")
+    vanilla, sorted_tau = make(name, "vanilla"), make(name, "sorted_tau")
     others = {key: value for key, value in sorted_tau.state_dict().items() if "tau" not in key}
     assert others.keys() == vanilla.state_dict().keys()
     assert all(torch.equal(vanilla.state_dict()[key], value) for key, value in others.items())
@@ -111,10 +114,10 @@ def test_blocks_run_in_the_order_of_tau():
     assert step_sizes(model) == [[0.5, 1.5, 1.5], [0.5, 1.5, 2.0], [3.0, 0.0, 0.0]]
     ran = []
     for stage, blocks in enumerate(model.stages):
-        for place, block in enumerate(blocks):
-            block.register_forward_hook(lambda *_, at=(stage, place): ran.append(at))
+        for index, block in enumerate(blocks):
+            block.register_forward_hook(lambda *_, at=(stage, index): ran.append(at))
     model(batch()[0])
-    assert ran == [(stage, place) for stage, run in enumerate(order(model)) for place in run]
+    assert ran == [(stage, index) for stage, run in enumerate(order(model)) for index in run]
 
 
 def test_exchanging_tau_is_exchanging_blocks():
@@ -161,54 +164,46 @@ def test_gradients_of_tau_agree_with_finite_differences(name):
     gradients = torch.autograd.grad(loss(), list(model.tau))
     assert all((gradient.abs() > 1e-6).all() for gradient in gradients)
     for tau, gradient in zip(model.tau, gradients, strict=True):
-        for place in range(len(tau)):
+        for index in range(len(tau)):
             moved = []
             for change in (1e-7, -1e-7):
                 with torch.no_grad():
-                    tau[place] += change
+                    tau[index] += change
                     moved.append(loss())
-                    tau[place] -= change
+                    tau[index] -= change
             difference = (moved[0] - moved[1]) / 2e-7
-            torch.testing.assert_close(gradient[place], difference, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(gradient[index], difference, rtol=1e-5, atol=1e-7)
 
 
-def plain(model, x):
-    """Apply a basic network in the way that everyone writes first: slices, x + step * F."""
-    x = model.stem(x)
-    for blocks, schedule in zip(model.stages, model.steps(), strict=True):
-        for place, step in schedule:
-            block = blocks[place]
-            hidden = block.inner[0](F.relu(block.norms[0](x)))
-            residual = block.last(F.relu(block.norms[1](hidden)))
-            x = x[:, :, :: block.stride, :: block.stride]
-            zeros = x.new_zeros(len(x), residual.shape[1] - x.shape[1], *x.shape[2:])
-            x = torch.cat([x, zeros], 1) + (1 if step is None else step) * residual
-    return model.classifier(F.relu(model.norm(x)).mean((2, 3)))
-
-
-def differentiate(apply, method, dtype, autocast=False):
-    """Return the logits and all gradients of a network whose blocks have changed places."""
+def differentiate(forward, method, dtype, architecture=NAMES["resnet14"], autocast=False):
+    """Return the logits and all gradients of a network whose blocks have been reordered."""
     images, labels = batch(32, size=16)
-    model = make(method=method).to(dtype=dtype, memory_format=torch.channels_last)
-    if method == "mean_field":
+    model = ResNet(architecture, 3, 10, method == "sorted_tau")
+    initialize(model, generator(0, "weights"))
+    model.to(dtype=dtype, memory_format=torch.channels_last)
+    if method == "sorted_tau":
         set_tau(model, [1.5, 0.4], [2.5, 0.9], [0.8, 1.1])
     with torch.autocast("cpu", torch.bfloat16, autocast):
-        logits = apply(model, images.to(dtype=dtype, memory_format=torch.channels_last))
+        logits = forward(model, images.to(dtype=dtype, memory_format=torch.channels_last))
     F.cross_entropy(logits, labels).backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     return logits.detach().double(), gradient.double()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_network_is_the_plain_one(method):
-    exact = differentiate(plain, method, torch.float64)
-    torch.testing.assert_close(differentiate(ResNet.forward, method, torch.float64), exact)
+@pytest.mark.parametrize("architecture", [NAMES["resnet14"], PROJECTING], ids=["A", "projection"])
+def test_logits_and_gradients_equal_the_reference(architecture, method):
+    expected = differentiate(reference.forward, method, torch.float64, architecture)
+    found = differentiate(ResNet.forward, method, torch.float64, architecture)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("autocast", "error", "cosine"), [(False, 1e-4, 0.999), (True, 0.1, 0.9)])
 def test_lower_precision_is_near(autocast, error, cosine):
-    exact, gradient = differentiate(ResNet.forward, "mean_field", torch.float64)
-    near, near_gradient = differentiate(ResNet.forward, "mean_field", torch.float32, autocast)
+    exact, gradient = differentiate(ResNet.forward, "sorted_tau", torch.float64)
+    near, near_gradient = differentiate(
+        ResNet.forward, "sorted_tau", torch.float32, autocast=autocast
+    )
     assert (near - exact).norm() < error * exact.norm()
     assert F.cosine_similarity(near_gradient, gradient, dim=0) > cosine
 
@@ -249,5 +244,5 @@ def test_image_sizes(size):
 def test_unknown_names_are_users_mistakes():
     with pytest.raises(UserError, match="did you mean 'resnet20'"):
         make("resnet200")
-    with pytest.raises(UserError, match="did you mean 'mean_field'"):
-        make(method="meanfield")
+    with pytest.raises(UserError, match="did you mean 'sorted_tau'"):
+        make(method="sorted-tau")

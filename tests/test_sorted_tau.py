@@ -10,7 +10,7 @@ import pytest
 import torch
 from statsmodels.stats.power import TTestPower
 
-from resnet_limits.models.ensembles import ACTIVATIONS, first_order, states, terms
+from resnet_limits.models.expansion import ACTIVATIONS, first_order, states, terms
 from resnet_limits.spec import load_study
 from resnet_limits.studies.sorted_tau import tables
 from resnet_limits.studies.sorted_tau.dense import Dense
@@ -21,8 +21,8 @@ CPU = Context(torch.device("cpu"), Path("data"))
 STUDY = load_study("sorted_tau")
 
 
-def settings(experiment, place=0, **changes):
-    run = list(STUDY.experiment(experiment, "smoke").runs().values())[place]
+def settings(experiment, index=0, **changes):
+    run = list(STUDY.experiment(experiment, "smoke").runs().values())[index]
     return SimpleNamespace(**{**run["settings"], **changes})
 
 
@@ -92,15 +92,15 @@ def test_the_adjoint_of_linear_blocks_is_a_matrix_power():
 def test_gradients_are_those_of_autograd_on_the_plain_loss():
     dense = Dense(settings("dense"), CPU)
     losses = dense.step()
-    for place, theta in enumerate(dense.theta):
-        network = dense.cases[place]
+    for index, theta in enumerate(dense.theta):
+        network = dense.cases[index]
         value = theta.detach().clone().requires_grad_()
         end = states(dense.x, value, network[0])[-1]
         loss = 0.5 * ((end * dense.w1[:, None]).sum(-1) - dense.y).square().mean(-1)
         (gradient,) = torch.autograd.grad(loss.sum(), [value])
         torch.testing.assert_close(theta.grad, gradient)
         count = len(theta)
-        torch.testing.assert_close(losses[place * count : (place + 1) * count], loss.detach())
+        torch.testing.assert_close(losses[index * count : (index + 1) * count], loss.detach())
 
 
 def test_the_guaranteed_adjoint_is_below_the_measured_one():
@@ -120,8 +120,8 @@ def test_training_lowers_the_loss():
 
 
 def test_both_methods_start_with_the_same_network_and_batches():
-    vanilla, sorted_tau = (resnet(settings("resnet20", place), CPU) for place in (0, 1))
-    assert (vanilla.settings.method, sorted_tau.settings.method) == ("vanilla", "mean_field")
+    vanilla, sorted_tau = (resnet(settings("resnet20", index), CPU) for index in (0, 1))
+    assert (vanilla.settings.method, sorted_tau.settings.method) == ("vanilla", "sorted_tau")
     pd.testing.assert_frame_equal(vanilla.measure(), sorted_tau.measure())
     assert torch.equal(vanilla.step(), sorted_tau.step())
     sorted_tau.optimizer.step()
@@ -134,7 +134,7 @@ def test_changes_of_order_are_counted_once_each():
     trained.step()
     assert trained.measure_steps()["changes"].max() == 0
     with torch.no_grad():
-        trained.network.tau[0][:2] = torch.tensor([2.0, 1.0])  # the first two blocks change places
+        trained.network.tau[0][:2] = torch.tensor([2.0, 1.0])  # the first two blocks swap
     trained.step()
     trained.step()
     steps = trained.measure_steps()
@@ -150,9 +150,9 @@ def test_cost_counts_one_parameter_a_block():
         timed.step()
     rows = timed.measure()
     assert len(rows) == timed.steps
-    assert (rows["mean_field_parameters"] - rows["vanilla_parameters"] == 9).all()
+    assert (rows["sorted_tau_parameters"] - rows["vanilla_parameters"] == 9).all()
     assert (rows["blocks"] == 9).all()
-    assert (rows[["vanilla_seconds", "mean_field_seconds"]] > 0).all().all()
+    assert (rows[["vanilla_seconds", "sorted_tau_seconds"]] > 0).all().all()
 
 
 class FakeRun:
@@ -178,7 +178,7 @@ def planted(differences):
     runs = []
     for seed, difference in enumerate(differences):
         base = 8 + source.normal()
-        runs += [FakeRun("vanilla", seed, base), FakeRun("mean_field", seed, base + difference)]
+        runs += [FakeRun("vanilla", seed, base), FakeRun("sorted_tau", seed, base + difference)]
     return {"resnet20": runs, "deeper": []}
 
 
@@ -188,7 +188,7 @@ def test_table1_pairs_seeds_and_names_what_was_not_run():
     row = table.loc["resnet20"]
     assert row["difference"] == pytest.approx(np.mean(differences))
     assert row["difference_low"] < row["difference"] < row["difference_high"] < 0
-    assert (row["paper_vanilla"], row["paper_mean_field"]) == (8.75, 8.19)
+    assert (row["paper_vanilla"], row["paper_sorted_tau"]) == (8.75, 8.19)
     assert row["paper_schedule"] == "160 epochs, /10 at 80, 120"
     assert (table.drop("resnet20")["status"] == "not run").all() and len(table) == 8
     assert tables.pairs(planted([-0.1, 0.0, 0.2]))["wins"].tolist() == [1, 0, 0]
@@ -202,7 +202,7 @@ def test_a_diverged_run_is_counted_and_marked():
     broken.measurements = lambda probe: measure(probe).assign(step=3, epoch=1, test_error=90.0)
     pairs = tables.pairs(runs)
     assert pairs["diverged"].tolist() == [True, False]
-    assert pairs["mean_field"][0] == 90.0
+    assert pairs["sorted_tau"][0] == 90.0
     assert tables.table1(runs)["diverged"][0] == 1
 
 

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -138,25 +137,3 @@ def test_probe_steps_include_both_ends():
     assert log_spaced(1000, 4) == [0, 1, 10, 100, 1000]
     assert evenly_spaced(10, 4) == [0, 2, 5, 8, 10]
     assert evenly_spaced(2, 40) == [0, 1, 2]
-
-
-def test_every_two_spirals_variant_trains_a_few_steps(tmp_path):
-    study = load_study("two_spirals")
-    for run in study.runs("smoke"):
-        config = run | {"settings": run["settings"] | {"steps": 2}}
-        folder = tmp_path / run["experiment"] / run["run"]
-        train.train(config, folder, train.Context(torch.device("cpu"), tmp_path), 1e9)
-        assert read_record(folder / "record.json")["outcome"]["state"] == "finished"
-
-
-def test_seeds_share_weights_and_test_points_across_variants():
-    from resnet_limits.studies.two_spirals.experiments import spirals
-
-    context = train.Context(torch.device("cpu"), Path())
-    settings = CONFIG["settings"]
-    one = spirals(SimpleNamespace(**settings), context)
-    other = spirals(SimpleNamespace(**settings | {"depth": 20, "n_train": [32, 64]}), context)
-    count = len(settings["seed"])
-    assert torch.equal(one.model.field_inner, other.model.field_inner[count:])
-    assert torch.equal(one.test_x, other.test_x[:count])
-    assert torch.equal(one.sets[0].x, other.sets[1].x)

@@ -288,7 +288,7 @@ def wait_for(condition, seconds=120):
 
 def image_config(folder):
     """Return a configuration that trains an image network for a few seconds."""
-    arguments = ("sorted_tau", "resnet20", "resnet20_mean_field_seed0", "--scale", "smoke")
+    arguments = ("sorted_tau", "resnet20", "resnet20_sorted_tau_seed0", "--scale", "smoke")
     config = json.loads(command(folder, "config", *arguments).stdout)
     config["settings"] |= {"epochs": 12, "schedule": {"kind": "cosine"}}
     path = folder / "config.json"

@@ -1,1 +1,1 @@
-"""Data sets: explicit generators in, tensors out."""
+"""Data sets: synthetic ones from explicit generators, and images."""

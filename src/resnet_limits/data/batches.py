@@ -1,10 +1,9 @@
-"""Mini-batches of images: cropped, flipped and scaled as tensors, on the device."""
+"""Mini-batches of images: cropped, flipped and normalized as tensors, on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +14,16 @@ from resnet_limits.random import generator
 
 @dataclass(frozen=True)
 class Draw:
-    """Which images make a batch, and how each is moved: tensors of shape ``(batch,)``.
+    """The images of a batch and their augmentation: tensors of shape ``(batch,)``.
 
     Attributes
     ----------
     rows
-        Places of the images in their set.
+        Indices of the images in their set.
     down, right
-        Corner of the crop in the padded image, in pixels.
+        Upper left corner of the crop in the padded image, in pixels.
     flipped
-        Whether it is mirrored left to right.
+        Whether the image is mirrored left to right.
     """
 
     rows: Tensor
@@ -34,7 +33,7 @@ class Draw:
 
     @classmethod
     def epoch(cls, count: int, pad: int, flip: bool, seed: int, epoch: int) -> Draw:
-        """Draw an epoch's order, crops and flips; they depend on seed and epoch alone."""
+        """Draw an epoch's order, crops and flips; they depend on seed and epoch only."""
         order, source = generator(seed, "order", epoch), generator(seed, "augmentation", epoch)
         side = 2 * pad + 1
         down, right = torch.randint(side, (2, count), generator=source)
@@ -43,28 +42,28 @@ class Draw:
         return cls(rows, down, right, flipped & flip)
 
     def __getitem__(self, part: slice) -> Draw:
-        return Draw(self.rows[part], self.down[part], self.right[part], self.flipped[part])
+        return Draw(*(tensor[part] for tensor in vars(self).values()))
 
     def to(self, device: torch.device) -> Draw:
-        """Return the same on a device."""
+        """Return a copy on a device."""
         return Draw(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 class Batches:
-    """A set of images held as bytes on a device, padded with zeros, given out in batches.
+    """Images held as bytes on a device, padded with zeros, and served in batches.
 
     Parameters
     ----------
     split
         Images ``(count, height, width, channels)`` as bytes, and labels.
     mean, std
-        Per channel, of pixels scaled to [0, 1]; what batches are normalized with.
+        Per channel, of pixels scaled to [0, 1]; batches are normalized by them.
     size
-        Pixels a side, at least those of the images; smaller images are padded to it.
+        Side length in pixels, at least that of the images; smaller images are padded to it.
     pad
-        Zeros on each side beyond ``size``, for crops.
+        Additional padding on each side, for crops.
     device
-        Where images are kept and batches are made.
+        Where images are stored and batches are assembled.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Batches:
         padded = torch.zeros(count, side, side, channels, dtype=torch.uint8)
         padded[:, top : top + height, left : left + width] = images
         padded = padded.to(device)
-        # Every crop of every image as a view; choosing among them copies just what a batch needs.
+        # Every crop of every image as a view; indexing copies only what a batch needs.
         shape = (count, 2 * pad + 1, 2 * pad + 1, size, size, channels)
         n, y, x, c = padded.stride()
         self.crops = padded.as_strided(shape, (n, y, x, y, x, c))
@@ -103,7 +102,7 @@ class Batches:
         return self._normalized(images), self.labels[draw.rows]
 
     def plain(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Return images as they are, in the middle of their padding, and labels."""
+        """Return centre crops, not augmented, and labels."""
         return self._normalized(self.crops[rows, self.pad, self.pad]), self.labels[rows]
 
     def _normalized(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Images in class folders under train/ and test/, in a folder or a zip."""
+"""Images in class folders under train/ and test/, in a directory or a zip archive."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ Read = Callable[[str], bytes]
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """What was read: images (N, H, W, C) and labels (N,), training images first.
+    """Images ``(N, H, W, C)`` and labels ``(N,)``, training images first.
 
     Attributes
     ----------
     classes
-        Names of the class folders, by label.
+        Names of the class folders, indexed by label.
     train
         Number of training images.
     formats
-        Of the image files, as Pillow names them (``"PNG"``).
+        File formats, as Pillow names them (``"PNG"``).
     """
 
     classes: tuple[str, ...]
@@ -52,21 +52,21 @@ class ClassFolders:
 
 
 def read_class_folders(path: Path, classes: int, shape: tuple[int, int, int]) -> ClassFolders:
-    """Read all images of a folder or a zip, by class and then by file name.
+    """Read all images of a folder or a zip, sorted by class and then by file name.
 
     Parameters
     ----------
     path
         The folder or zip.
     classes
-        How many classes it must have.
+        Required number of classes.
     shape
-        Height, width and channels (1 or 3) that its images must have; colours are converted.
+        Required height, width and channels (1 or 3); colour modes are converted.
 
     Raises
     ------
     UserError
-        If it is corrupt, laid out otherwise, or has an image of another size.
+        If it is corrupt, has another layout, or contains an image of another size.
     """
     if path.is_dir():
         return _read(path, _list_folder(path), lambda name: _read_file(path / name), classes, shape)
@@ -76,7 +76,7 @@ def read_class_folders(path: Path, classes: int, shape: tuple[int, int, int]) ->
 
 
 def _list_folder(folder: Path) -> list[str]:
-    """List what is up to three levels deep; folders end with a slash, as in a zip."""
+    """List entries up to three levels deep; folders end with a slash, as in a zip."""
     levels = [path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth)]
     return [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in levels]
 
@@ -91,9 +91,9 @@ def _open(path: Path) -> zipfile.ZipFile:
 
 
 def _checked(path: Path, names: Sequence[str]) -> Sequence[str]:
-    """Refuse an archive that points out of itself, though we never unpack it."""
+    """Refuse an archive with entries outside of itself, though it is never unpacked."""
     for name in names:
-        entry = PureWindowsPath(name)  # knows both slashes, and drives
+        entry = PureWindowsPath(name)  # understands both slashes, and drives
         if entry.anchor or ".." in entry.parts:
             raise UserError(
                 f"{path}: the entry {name!r} points out of the archive, so nothing of it was "
@@ -136,12 +136,12 @@ def _read(
 
 
 def _by_class(path: Path, names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Sort file names into splits and classes; a class may turn out to be empty."""
+    """Group file names by split and class; a class may turn out to be empty."""
     found: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
     for name in sorted(set(names)):
         parts = PurePosixPath(name).parts
         if len(parts) < 2 or parts[0] not in SPLITS or any(part[0] == "." for part in parts):
-            continue  # hidden files are the system's own
+            continue  # hidden files belong to the system
         if len(parts) > 2 or name.endswith("/"):
             files = found[parts[0]].setdefault(parts[1], [])
             if len(parts) == 3 and not name.endswith("/"):
@@ -184,17 +184,17 @@ def _some(names: Sequence[str]) -> str:
 def _decode(
     path: Path, files: Sequence[str], read: Read, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, set[str]]:
-    # One thread: at this size the interpreter takes more time than the decoders, and threads
-    # made it slower.
+    # One thread: for images this small the interpreter, not the decoder, is the bottleneck, and
+    # threads made it slower.
     images = np.empty((len(files), *shape), dtype=np.uint8)
     formats: set[str] = set()
     sizes: dict[tuple[int, ...], str] = {}
-    for place, file in enumerate(files):
+    for index, file in enumerate(files):
         image, kind = _decode_one(path, file, read(file), shape[2])
         formats.add(kind)
         sizes.setdefault(image.shape[:2], file)
         if image.shape == shape:
-            images[place] = image
+            images[index] = image
         elif len(sizes) > 1:
             break
     if set(sizes) != {shape[:2]}:

@@ -1,4 +1,4 @@
-"""Image data sets: found or downloaded, decoded once, then mapped into memory."""
+"""Image data sets: found or downloaded, decoded once, then memory-mapped."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ class Images:
     Attributes
     ----------
     name
-        What it was asked for by, such as ``"cifar10"``.
+        Name in configurations, such as ``"cifar10"``.
     label
-        What tables and figures call it, such as ``"cifar10 (JPEG copy)"``.
+        Name in tables and figures, such as ``"cifar10 (JPEG copy)"``.
     hash
-        Of pixels and labels.
+        Digest of pixels and labels.
     note
-        What a reader should know about it, or nothing.
+        A caveat for readers, or empty.
     classes
-        Names of the classes, by label.
+        Names of the classes, indexed by label.
     train, test
-        The images. Arrays mapped from a file are private: writing changes the copy in memory.
+        The images. Arrays mapped from a file are copy-on-write.
     mean, std
         Per channel, of the training images scaled to [0, 1].
     source
-        Where it came from: ``file`` and ``kind``, and of a file on disk ``size`` and ``modified``.
+        Origin: ``file`` and ``kind``, and for a file on disk ``size`` and ``modified``.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Images:
 
 
 def load_images(name: str, root: Path) -> Images:
-    """Load a data set; the first time, find or download it under the root and decode it.
+    """Load a data set; on first use, find or download it under the root and decode it.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def load_images(name: str, root: Path) -> Images:
     Raises
     ------
     UserError
-        If it cannot be had, is corrupt, or the root cannot be written.
+        If it is unavailable or corrupt, or the root is not writable.
     """
     require_known(name, ("digits", *SETS), "data set")
     if name == "digits":
@@ -96,7 +96,7 @@ def load_images(name: str, root: Path) -> Images:
 
 
 def stamp(images: Images) -> dict[str, Any]:
-    """Return what is to be known of a data set without its pixels, ready for JSON."""
+    """Return a data set's metadata, ready for JSON."""
     return {
         "name": images.name,
         "label": images.label,
@@ -112,12 +112,12 @@ def stamp(images: Images) -> dict[str, Any]:
 
 
 def prepare(names: Sequence[str], root: Path, stamp_file: Path | None) -> None:
-    """Make data sets ready for training, print a line for each; if asked, write its stamp.
+    """Make data sets ready for training and print a line for each; optionally, write a stamp.
 
     Raises
     ------
     UserError
-        As `load_images`, or if several data sets were to share one stamp.
+        As `load_images`, or if several data sets would share one stamp.
     """
     if stamp_file is not None and len(names) != 1:
         raise UserError(f"--stamp {stamp_file}: takes one data set, not {len(names)}.")
@@ -184,13 +184,14 @@ def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _histogram(channel: np.ndarray) -> np.ndarray:
-    # In parts, since bincount makes eight bytes of each.
+    # In chunks, since bincount takes eight bytes per pixel.
     parts = (channel[start : start + 1000] for start in range(0, len(channel), 1000))
-    return np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
+    counts: np.ndarray = np.sum([np.bincount(p.ravel(), minlength=256) for p in parts], axis=0)
+    return counts
 
 
 def _load_decoded(name: str, root: Path) -> Images | None:
-    """Map the decoded files, unless they are missing, broken, or of another source than now."""
+    """Map the decoded files, unless they are missing, broken, or of an outdated source."""
     folder = root / DECODED
     try:
         source = find_source(name, root)
@@ -199,7 +200,7 @@ def _load_decoded(name: str, root: Path) -> Images | None:
         if source is not None and source.stamp(root) != known["source"]:
             return None
         loaded = _map(known, folder)
-        # Whoever replaces the files removes the stamp first, so now they are of one decoding.
+        # A writer removes the stamp first: if it is unchanged, the files are of one decoding.
         replaced = (folder / f"{name}.json").read_text("utf-8") != text
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
@@ -208,7 +209,7 @@ def _load_decoded(name: str, root: Path) -> Images | None:
 
 def _map(known: Mapping[str, Any], folder: Path) -> Images:
     name, train = known["name"], known["counts"]["train"]
-    # numpy refuses a file that is too short; "c" maps without letting anyone write into it.
+    # numpy refuses a file that is too short; "c" is copy-on-write.
     images = np.load(folder / f"{name}.npy", mmap_mode="c")
     labels = np.load(folder / f"{name}.labels.npy")
     count = train + known["counts"]["test"]
@@ -229,7 +230,7 @@ def _map(known: Mapping[str, Any], folder: Path) -> Images:
 
 
 def _decode_once(name: str, root: Path) -> Images:
-    """Decode, while other processes that want the same wait and then find it done."""
+    """Decode under a lock, so that concurrent processes wait and then load the result."""
     folder = root / DECODED
     try:
         with locked(folder / f".{name}.lock"):
@@ -247,7 +248,7 @@ def _decode_once(name: str, root: Path) -> Images:
 
 @contextmanager
 def _workspace(folder: Path) -> Iterator[Path]:
-    """Make an empty folder, without what a killed process left in it, and remove it after."""
+    """Create an empty folder, clearing what a killed process left there, and remove it after."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -259,7 +260,7 @@ def _workspace(folder: Path) -> Iterator[Path]:
 def _decode(name: str, root: Path, work: Path) -> Images:
     source = find_source(name, root) or _downloaded(name, root, work)
     print(f"{source.path}: decoding.", flush=True)
-    # Taken before reading: if the source changes meanwhile, the next to load will notice.
+    # Taken before reading: if the source changes meanwhile, the next load will notice.
     origin = source.stamp(root)
     decoded = read_source(name, source, root, work)
     images = _assemble(name, decoded, origin)
@@ -275,7 +276,7 @@ def _downloaded(name: str, root: Path, work: Path) -> Source:
 
 
 def _write(images: Images, decoded: Decoded, folder: Path, work: Path) -> None:
-    """Replace the decoded files; the stamp goes first and comes back last."""
+    """Replace the decoded files; the stamp is removed first and written last."""
     path = folder / f"{images.name}.json"
     path.unlink(missing_ok=True)
     files = {f"{images.name}.npy": decoded.images, f"{images.name}.labels.npy": decoded.labels}

@@ -1,4 +1,4 @@
-"""Where image data sets come from: files under the data root, else a download."""
+"""Sources of image data sets: files under the data root, or else a download."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from resnet_limits.data.class_folders import SPLITS, read_class_folders
 from resnet_limits.errors import UserError
 
-NETWORK_SECONDS = 10.0  # of silence that count as having no network
+NETWORK_SECONDS = 10.0  # timeout
 UNCHECKED = "not checked against the original's checksums"
 LOSSLESS = {"PNG", "BMP", "PPM"}
 ARCHIVE, EXTRACTED, FOLDER, ZIP = "official archive", "official files", "class folders", "zip"
@@ -22,21 +22,21 @@ SET_DATA_ROOT = "set data_root in workflow/config.yaml (by hand: --data-root)"
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What a data set is, and the files that torchvision knows it by.
+    """A data set's shape, and its files as torchvision names them.
 
     Attributes
     ----------
     loader
-        Name of its class in torchvision.datasets.
+        Name of its class in ``torchvision.datasets``.
     classes
         Number of classes.
     shape
         Height, width and channels of an image.
     counts
-        Numbers of training and test images of the whole set.
+        Numbers of training and test images of the complete set.
     archives, extracted
-        Paths under the data root of the official archives, in torchvision's order, and of what
-        is in them.
+        Paths under the data root of the official archives, in torchvision's order, and of their
+        contents.
     """
 
     loader: str
@@ -68,14 +68,14 @@ SETS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set was found: its path, what it is, and the files that tell of changes."""
+    """Where a data set was found: path, kind, and the files that are watched for changes."""
 
     path: Path
     kind: str
     files: tuple[Path, ...]
 
     def stamp(self, root: Path) -> dict[str, Any]:
-        """Return path and kind, with the files' total size and newest time of change (ns)."""
+        """Return path and kind, with the files' total size and latest modification time (ns)."""
         states = [file.stat() for file in self.files]
         return {
             "file": self.path.relative_to(root).as_posix(),
@@ -87,16 +87,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Decoded:
-    """All images (N, H, W, C) and labels (N,) of a data set, training images first.
+    """All images ``(N, H, W, C)`` and labels ``(N,)`` of a data set, training images first.
 
     Attributes
     ----------
     label
-        What tables and figures call it; a copy does not go by the bare name.
+        Name in tables and figures; that of a copy says so.
     note
-        What a reader should know about it.
+        A caveat for readers, or empty.
     classes
-        Names of the classes, by label.
+        Names of the classes, indexed by label.
     train
         Number of training images.
     """
@@ -110,7 +110,7 @@ class Decoded:
 
 
 def find_source(name: str, root: Path) -> Source | None:
-    """Return the best of what the data root holds: official files, then a folder, then a zip."""
+    """Return the best source in the data root: official files, then a folder, then a zip."""
     known = SETS[name]
     for kind, names in ((ARCHIVE, known.archives), (EXTRACTED, known.extracted)):
         files = tuple(root / file for file in names)
@@ -118,7 +118,7 @@ def find_source(name: str, root: Path) -> Source | None:
             return Source(files[0] if len(files) == 1 else files[0].parent, kind, files)
     folder = root / name
     if any((folder / split).is_dir() for split in SPLITS):
-        # A folder's time tells of added and removed files; to ask every image takes too long.
+        # A folder's time changes with added and removed files; checking every image is too slow.
         inner = (path for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir())
         return Source(folder, FOLDER, (folder, *inner))
     for path in (root / f"{name}-images.zip", root / f"{name}.zip"):
@@ -128,7 +128,7 @@ def find_source(name: str, root: Path) -> Source | None:
 
 
 def read_source(name: str, source: Source, root: Path, work: Path) -> Decoded:
-    """Read a data set from where it was found under the root.
+    """Read a data set from its source.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def read_source(name: str, source: Source, root: Path, work: Path) -> Decoded:
     root
         The data root.
     work
-        Empty folder for passing files.
+        Empty folder for temporary files.
 
     Raises
     ------
@@ -155,12 +155,12 @@ def read_source(name: str, source: Source, root: Path, work: Path) -> Decoded:
 
 
 def download(name: str, root: Path, work: Path) -> None:
-    """Let torchvision fetch and check the official archives, then move them to the root.
+    """Download the official archives, verified by torchvision, and move them to the root.
 
     Raises
     ------
     UserError
-        If that fails; it says what to put where instead. Nothing stays behind.
+        If that fails; it says what to put where instead. Nothing is left behind.
     """
     archives = SETS[name].archives
     before = socket.getdefaulttimeout()
@@ -215,13 +215,13 @@ def _read_official(name: str, root: Path, note: str = "") -> Decoded:
 
 
 def _read_extracted(name: str, source: Source, root: Path) -> Decoded:
-    # torchvision checks CIFAR's extracted files, but of MNIST's archives alone.
+    # torchvision verifies CIFAR's extracted files, but only the archives of MNIST.
     note = f"from extracted files, {UNCHECKED}" if name == "mnist" else ""
     try:
         decoded = _read_official(name, root, note)
         whole = (decoded.train, len(decoded.images) - decoded.train) == SETS[name].counts
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError):
-        whole = False  # each of them is what torchvision raises on some garbage
+        whole = False  # torchvision raises each of them on some garbage
     if not whole:
         raise UserError(
             f"{source.path}: corrupt, or not the official {name}. "

@@ -1,4 +1,4 @@
-"""Two Spirals: the law of torchdyn's ``generate_spirals``, from an explicit generator."""
+"""Two Spirals: the distribution of torchdyn's ``generate_spirals``, from an explicit generator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-TURN = 780.0  # degrees that the larger angles reach
+TURN = 780.0  # degrees: the largest angle
 
 
 def two_spirals(
@@ -15,7 +15,7 @@ def two_spirals(
 ) -> tuple[Tensor, Tensor]:
     """Draw points of two interleaved spiral arms.
 
-    Each point's arm is even or odd by its place, so that every prefix is balanced. With
+    Arms alternate with the index, so that every even prefix is balanced. With
     ``u, e1, e2`` uniform on [0, 1], the angle is ``a = sqrt(u)`` times 780 degrees, the radius
     is ``a``, and the first arm's point is ``(-a cos a + noise e1, a sin a + noise e2)``; the
     second arm is minus the first.

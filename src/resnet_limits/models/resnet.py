@@ -1,4 +1,4 @@
-"""Convolutional ResNets with pre-activation: as usual, and with trained, sorted time steps.
+"""Convolutional ResNets with pre-activation: vanilla, or with trained, sorted time steps.
 
 Lu, Ma, Lu, Lu and Ying (ICML 2020) give each residual block a scalar tau beside its weights and run
 the blocks in the order of tau (Eq. 15, Algorithm 1):
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from resnet_limits.errors import require_known
 
-METHODS = ("vanilla", "mean_field")
+METHODS = ("vanilla", "sorted_tau")
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Architecture(NamedTuple):
-    """What tells the networks apart; stages two and three halve the image.
+    """The shape of a network; stages two and three halve the image.
 
     Attributes
     ----------
@@ -32,13 +34,13 @@ class Architecture(NamedTuple):
     stem
         Channels after the first convolution.
     inner, outputs
-        Channels within the blocks of each stage, and between them.
+        Channels inside and between the blocks of each stage.
     kernels
-        Sizes of a block's convolutions.
+        Kernel sizes of a block's convolutions.
     strided
-        Which of them has the stride where the image is halved.
+        Index of the convolution that is strided where the image is halved.
     cardinality
-        Groups of the convolution before a block's last.
+        Groups of a block's last convolution but one.
     project
         The shortcut where shapes change: a 1x1 convolution of the block's first activations, or
         (option A of He et al.) every second pixel and channels of zeros.
@@ -87,28 +89,28 @@ def network(
         pre-activation; their projections see the activations and have no batch norm of their own
         (assumed, as in the code of He et al.).
     channels, classes
-        Of the images.
+        Numbers of image channels and of classes.
     method
         One of `METHODS`.
     generator
-        The weights are drawn from it.
+        Source of the weights.
 
     Raises
     ------
     UserError
-        If there is no such network or method.
+        If the network or the method is unknown.
     """
     require_known(name, NAMES, "network")
     require_known(method, METHODS, "method")
-    model = ResNet(NAMES[name], channels, classes, method == "mean_field")
+    model = ResNet(NAMES[name], channels, classes, method == "sorted_tau")
     initialize(model, generator)
     return model
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights: those of convolutions as in He et al. (2015).
+    """Draw all weights, those of convolutions as in He et al. (2015).
 
-    Convolutions get variance 2 / (outputs x kernel's area), as in the code of He et al. (2016) and
+    Convolutions get variance 2 / (outputs x kernel area), as in the code of He et al. (2016) and
     of Xie et al.; the classifier is uniform on +-1 / sqrt(inputs), its bias zero (assumed).
     """
     for module in model.modules():
@@ -123,34 +125,34 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
 
 
 class Timed(NamedTuple):
-    """A block's place in its stage, and the step that it takes (None: 1, and not trained)."""
+    """A block's index in its stage, and its step (None: 1, and not trained)."""
 
     block: int
     step: Tensor | None
 
 
 class ResNet(nn.Module):
-    """A stem, three stages of residual blocks, batch norm, average pooling, a linear classifier.
+    """A stem, three stages of residual blocks, batch norm, average pooling and a linear classifier.
 
-    Mean-field networks have one more parameter a block: each stage's ``tau``, 1, ..., n at first.
-    A block's step is the distance from its tau down to the next smaller one of its stage, or to 0,
-    so a stage's steps add up to its largest tau. Blocks run in the order of tau, blocks of equal
-    tau in the order they were made. A stage's first block stays first if it changes shapes, since
-    nothing else fits there; it too takes the step of its own tau.
+    With ``sorted_tau`` a block has one more parameter: each stage's ``tau``, 1, ..., n at first.
+    A block's step is its tau minus the next smaller one of its stage (0 for the smallest), so a
+    stage's steps add up to its largest tau. Blocks run in the order of tau, ties in the order of
+    their indices. A stage's first block stays first if it changes shapes, since no other fits
+    there; its step too is that of its own tau.
 
     Parameters
     ----------
     architecture
         The shape.
     channels, classes
-        Of the images.
+        Numbers of image channels and of classes.
     sorted_tau
         Whether steps are trained.
 
     Attributes
     ----------
     tau
-        Each stage's times, in the order that its blocks were made in; empty unless trained.
+        Each stage's times, by index of the block; empty unless trained.
     """
 
     def __init__(
@@ -161,30 +163,30 @@ class ResNet(nn.Module):
         stages = [_blocks(architecture, stage) for stage in range(3)]
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
         self.norm = nn.BatchNorm2d(architecture.outputs[-1])
-        self.classifier = nn.utils.skip_init(nn.Linear, architecture.outputs[-1], classes)
+        self.classifier = _undrawn(nn.Linear, architecture.outputs[-1], classes)
         tau = torch.arange(1.0, architecture.blocks + 1)
         self.tau = nn.ParameterList([tau.clone() for _ in stages] if sorted_tau else [])
-        self._vanilla = [[Timed(place, None) for place in range(len(tau))] for _ in stages]
+        self._vanilla = [[Timed(index, None) for index in range(len(tau))] for _ in stages]
         self._first_stays = [blocks[0].changes_shape for blocks in stages]
 
     @property
     def undecayed(self) -> list[str]:
-        """Names of the parameters that weight decay should leave alone: tau."""
+        """Names of the parameters exempt from weight decay: tau."""
         return [name for name, _ in self.named_parameters() if name.startswith("tau.")]
 
     def steps(self) -> list[list[Timed]]:
-        """Return each stage's blocks and steps tau^l - tau^{l-1} in the order they run in.
+        """Return each stage's blocks and steps tau^l - tau^{l-1} in the order of execution.
 
-        Steps are differentiable by tau.
+        Steps are differentiable with respect to tau.
         """
         if not self.tau:
             return self._vanilla
         tau, order = torch.stack(list(self.tau)).sort(stable=True)
         steps = torch.diff(tau, prepend=tau.new_zeros(len(tau), 1))
-        # Python has to know the order to run the blocks: the one wait for a GPU.
+        # Python must know the order to run the blocks: the only synchronization with a GPU.
         timed = [
-            [Timed(*pair) for pair in zip(places, row.unbind(), strict=True)]
-            for places, row in zip(order.tolist(), steps.unbind(), strict=True)
+            [Timed(*pair) for pair in zip(indices, row.unbind(), strict=True)]
+            for indices, row in zip(order.tolist(), steps.unbind(), strict=True)
         ]
         for schedule, first_stays in zip(timed, self._first_stays, strict=True):
             if first_stays:
@@ -197,12 +199,13 @@ class ResNet(nn.Module):
         for blocks, schedule in zip(self.stages, self.steps(), strict=True):
             x = _run(list(blocks.children()), schedule, x)
         x = F.relu(self.norm(x), inplace=True)
-        return self.classifier(x.mean((2, 3)))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
 
 
 def _run(blocks: Sequence[nn.Module], schedule: Sequence[Timed], x: Tensor) -> Tensor:
-    for place, step in schedule:
-        x = blocks[place](x, step)
+    for index, step in schedule:
+        x = blocks[index](x, step)
     return x
 
 
@@ -247,13 +250,14 @@ class Block(nn.Module):
         shortcut = self._shortcut(x, hidden)
         for convolution, norm in zip(self.inner, others, strict=True):
             hidden = F.relu(norm(convolution(hidden)), inplace=True)
-        # F ends with a convolution: scaling its few weights scales F, and costs no pass over F.
+        # F ends with a convolution: scaling its few weights scales F without a pass over F.
         weight = self.last.weight if step is None else step * self.last.weight
         return F.conv2d(hidden, weight, padding=self.last.kernel_size[0] // 2).add_(shortcut)
 
     def _shortcut(self, x: Tensor, activations: Tensor) -> Tensor:
         if self.projection is not None:
-            return self.projection(activations)
+            projected: Tensor = self.projection(activations)
+            return projected
         if not self.changes_shape:
             return x
         # Pooling of single pixels rather than a slice, whose gradient would lose channels_last.
@@ -263,13 +267,13 @@ class Block(nn.Module):
 def _blocks(architecture: Architecture, stage: int) -> list[Block]:
     """Return a stage's blocks; the first one changes the shape if any does."""
     before, outputs = (architecture.stem, *architecture.outputs)[stage : stage + 2]
-    places = range(len(architecture.kernels))
-    groups = [architecture.cardinality if place == len(places) - 2 else 1 for place in places]
+    indices = range(len(architecture.kernels))
+    groups = [architecture.cardinality if index == len(indices) - 2 else 1 for index in indices]
     blocks = []
     for block in range(architecture.blocks):
         stride = 2 if stage > 0 and block == 0 else 1
-        strides = [stride if place == architecture.strided else 1 for place in places]
-        inner = [architecture.inner[stage]] * (len(places) - 1)
+        strides = [stride if index == architecture.strided else 1 for index in indices]
+        inner = [architecture.inner[stage]] * (len(indices) - 1)
         widths = [outputs if block else before, *inner, outputs]
         blocks.append(Block(widths, architecture.kernels, strides, groups, architecture.project))
     return blocks
@@ -278,7 +282,11 @@ def _blocks(architecture: Architecture, stage: int) -> list[Block]:
 def _convolution(
     inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """Return a convolution whose weights are still to be drawn."""
-    return nn.utils.skip_init(
-        nn.Conv2d, inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
-    )
+    padding = kernel // 2
+    return _undrawn(nn.Conv2d, inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+
+
+def _undrawn(layer: type[Layer], *sizes: int, **options: int) -> Layer:
+    """Return a layer whose weights are still to be drawn."""
+    made: Layer = nn.utils.skip_init(layer, *sizes, **options)  # type: ignore[no-untyped-call]
+    return made

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from resnet_limits.models.ensembles import first_order, states, terms
+from resnet_limits.models.expansion import first_order, states, terms
 from resnet_limits.probes import log_spaced, member_rows
 from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator

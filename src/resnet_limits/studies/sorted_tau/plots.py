@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from resnet_limits import style
 
-LABELS = {"vanilla": "vanilla", "mean_field": "sorted tau"}
+LABELS = {"vanilla": "vanilla", "sorted_tau": "sorted tau"}
 NETWORKS = {
     "resnet20": "ResNet-20",
     "resnet32": "ResNet-32",
@@ -26,7 +26,7 @@ NETWORKS = {
 }
 LOOKS: dict[str, dict[str, Any]] = {
     "vanilla": {"color": style.COLORS[0], "marker": "o", "linestyle": "-"},
-    "mean_field": {"color": style.COLORS[2], "marker": "^", "linestyle": style.DASHES[1]},
+    "sorted_tau": {"color": style.COLORS[2], "marker": "^", "linestyle": style.DASHES[1]},
 }
 PAIR: dict[str, Any] = {"marker": "|", "color": "0.5", "markersize": 4, "linestyle": "none"}
 STARTS = {"tied": "layers alike at the start", "iid": "layers independent at the start"}
@@ -42,8 +42,8 @@ def table1(tables: Tables) -> Figure:
         for shift, (method, look) in zip((-0.17, 0.17), LOOKS.items(), strict=True):
             _point(errors, row, method, place + shift, look)
             errors.plot(row[f"paper_{method}"], place + shift, **_hollow(look))
-        _point(differences, row, "difference", place, LOOKS["mean_field"])
-        differences.plot(row["paper_difference"], place, **_hollow(LOOKS["mean_field"]))
+        _point(differences, row, "difference", place, LOOKS["sorted_tau"])
+        differences.plot(row["paper_difference"], place, **_hollow(LOOKS["sorted_tau"]))
     _pairs(differences, tables["pairs"], list(table["network"]))
     differences.axvline(0, **style.GUIDE)
     errors.set_yticks(range(len(table)), [_label(row) for _, row in table.iterrows()], fontsize=7)
@@ -229,7 +229,7 @@ def _title(activation: str, table: pd.DataFrame) -> str:
 
 
 def _pair() -> list[dict[str, Any]]:
-    return [LOOKS["mean_field"], {**LOOKS["vanilla"], "color": style.COLORS[1]}]
+    return [LOOKS["sorted_tau"], {**LOOKS["vanilla"], "color": style.COLORS[1]}]
 
 
 def _terms(ax: Axes, rows: pd.DataFrame, column: str, look: dict, filled: bool, start: str) -> None:

@@ -24,7 +24,7 @@ class ResNetProblem(Classification):
 
     def __init__(self, settings: ResNetSettings, context: Context) -> None:
         super().__init__(settings, context)
-        if settings.method == "mean_field":
+        if settings.method == "sorted_tau":
             self._follow_order()
 
     def build_network(self) -> ResNet:
@@ -44,7 +44,7 @@ class ResNetProblem(Classification):
 
     def loss_and_grad(self) -> Tensor:
         """Compute loss and gradients; note whether the last update has changed the order."""
-        if self.settings.method == "mean_field":
+        if self.settings.method == "sorted_tau":
             order = self._order()
             self.changes += int(not torch.equal(order, self.order))
             self.order.copy_(order)

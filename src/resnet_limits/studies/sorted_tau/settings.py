@@ -27,7 +27,7 @@ class ResNetSettings(ClassificationSettings):
     """Settings of `ResNetProblem`."""
 
     network: Network = Field(description="network")
-    method: Literal["vanilla", "mean_field"] = Field(
+    method: Literal["vanilla", "sorted_tau"] = Field(
         description="plain training, or Algorithm 1: trained steps, blocks sorted by tau"
     )
 

@@ -12,7 +12,7 @@ import pandas as pd
 from resnet_limits.runs import Run, Runs, collect
 from resnet_limits.stats import CONFIDENCE, TooFewError, fit_line, means
 
-METHODS = ("vanilla", "mean_field")
+METHODS = ("vanilla", "sorted_tau")
 PAPER = Path(__file__).with_name("paper_table1.csv")
 POWER = 0.8
 HALF_A_POINT = 0.5
@@ -36,7 +36,7 @@ def pairs(runs: Runs) -> pd.DataFrame:
     last = table[table["step"] == table.groupby([*pair, "method"])["step"].transform("max")]
     wide = last.pivot_table(index=pair, columns="method", values="test_error")
     wide = wide.reindex(columns=list(METHODS)).dropna().reset_index()
-    difference = wide["mean_field"] - wide["vanilla"]
+    difference = wide["sorted_tau"] - wide["vanilla"]
     diverged = last.groupby(pair)["diverged"].any().rename("diverged").reset_index()
     wins = (difference < 0).astype(int)
     return wide.assign(difference=difference, wins=wins).merge(diverged, on=pair)
@@ -56,7 +56,7 @@ def table1(runs: Runs) -> pd.DataFrame:
                 "network": name,
                 **row,
                 **{f"paper_{method}": paper[method] for method in METHODS},
-                "paper_difference": round(paper["mean_field"] - paper["vanilla"], 2),
+                "paper_difference": round(paper["sorted_tau"] - paper["vanilla"], 2),
                 "paper_dataset": paper["dataset"],
                 "paper_schedule": _schedule(paper["epochs"], paper["milestones"].split(), 10),
             }
@@ -67,7 +67,7 @@ def table1(runs: Runs) -> pd.DataFrame:
 TABLE1 = [
     "network", "status",
     "vanilla", "vanilla_low", "vanilla_high", "paper_vanilla",
-    "mean_field", "mean_field_low", "mean_field_high", "paper_mean_field",
+    "sorted_tau", "sorted_tau_low", "sorted_tau_high", "paper_sorted_tau",
     "difference", "difference_low", "difference_high", "paper_difference",
     "pairs", "diverged", "detectable", "needed", "dataset", "epochs", "schedule",
     "paper_dataset", "paper_schedule",
@@ -108,9 +108,9 @@ def _power(differences: pd.Series) -> dict[str, float]:
 
 
 def steps(runs: Runs) -> pd.DataFrame:
-    """Each block's step by place in its stage and epoch, mean-field runs."""
+    """Each block's step by place in its stage and epoch, sorted-tau runs."""
     sorting = {
-        name: [run for run in group if run.settings["method"] == "mean_field"]
+        name: [run for run in group if run.settings["method"] == "sorted_tau"]
         for name, group in runs.items()
     }
     return _collect(sorting, ["network"], "steps", STEPS)
@@ -122,9 +122,9 @@ STEPS = ["step", "stage", "place", "block", "size", "changes", "seed", "epoch"]
 def cost(runs: Runs) -> pd.DataFrame:
     """Seconds of a gradient by both methods, their ratio, and the extra parameters."""
     table = collect(runs["cost"], [])
-    extra = table["mean_field_parameters"] - table["vanilla_parameters"]
+    extra = table["sorted_tau_parameters"] - table["vanilla_parameters"]
     return table.assign(
-        ratio=table["mean_field_seconds"] / table["vanilla_seconds"],
+        ratio=table["sorted_tau_seconds"] / table["vanilla_seconds"],
         extra_parameters=extra,
         unexplained=extra - table["blocks"],
     )

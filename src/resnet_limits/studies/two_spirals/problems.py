@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from resnet_limits.data.spirals import two_spirals
-from resnet_limits.models.mean_field import (
-    MeanFieldODE,
+from resnet_limits.models.two_layer_ode import (
     SquaredLoss,
     TrainingSet,
+    TwoLayerODE,
     draw_affine,
     gram_matrices,
     homogeneous,
@@ -161,7 +161,7 @@ class SpiralsProblem(Problem):
 
 def draw_networks(
     settings: SpiralsSettings, copies: int, device: torch.device, dtype: torch.dtype = torch.float32
-) -> MeanFieldODE:
+) -> TwoLayerODE:
     """Draw initial weights for every seed, repeated ``copies`` times along the members."""
     fields = settings.depth if settings.field == "per_step" else 1
     d, m, k = settings.dimension, settings.field_width, settings.head_width
@@ -178,7 +178,7 @@ def draw_networks(
         )
     stacked = (torch.stack(parts) for parts in zip(*drawn, strict=True))
     parts = [part.repeat(copies, *[1] * (part.ndim - 1)).to(device) for part in stacked]
-    return MeanFieldODE(parts[0], parts[1], parts[2], parts[3], settings.depth, settings.field)
+    return TwoLayerODE(parts[0], parts[1], parts[2], parts[3], settings.depth, settings.field)
 
 
 def draw_samples(

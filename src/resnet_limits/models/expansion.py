@@ -1,17 +1,17 @@
-"""Deep residual networks of one dense block a layer, and their expansion into shallow ones.
+"""Deep residual networks, one dense block per layer, and their expansion in orders of the blocks.
 
 X^{l+1} = X^l + (1/L) sigma(theta^l X^l) for l = 0, ..., L-1 (Lu et al. 2020, Eq. 3 with one
-particle a layer). All tensors carry a leading axis of networks.
+particle per layer). All tensors carry a leading axis of networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "identity": lambda u: u,
@@ -44,10 +44,10 @@ def first_order(x: Tensor, theta: Tensor, activation: str) -> Tensor:
 
 
 def terms(x: Tensor, theta: Tensor, activation: str, order: int) -> list[Tensor]:
-    """Return X^L's terms of order 0, ..., ``order`` in the blocks (Section 2.2).
+    """Return the terms of X^L of order 0, ..., ``order`` in the blocks (Section 2.2).
 
     With every block multiplied by epsilon, X^L is a power series in epsilon; term k is its
-    coefficient k. The series is carried through the layers exactly, and cut off after ``order``.
+    coefficient k. The series is propagated through the layers exactly, truncated after ``order``.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def terms(x: Tensor, theta: Tensor, activation: str, order: int) -> list[Tensor]
     Returns
     -------
     list of Tensor
-        Each of ``x``'s shape; the first is X^0, and the first two sum to `first_order`.
+        Each of the shape of ``x``; the first is X^0, and the first two sum to `first_order`.
     """
     depth = theta.shape[1]
     series = [x, *(torch.zeros_like(x) for _ in range(order))]
@@ -80,5 +80,6 @@ def _apply(u: Sequence[Tensor], activation: str) -> list[Tensor]:
         # sigma' = sigma - sigma^2 for the sigmoid, 1 - sigma^2 for tanh.
         linear = y[k - 1] if activation == "sigmoid" else torch.full_like(y[0], float(k == 1))
         slope.append(linear - square)
-        y.append(sum(j * u[j] * slope[k - j] for j in range(1, k + 1)) / k)
+        products = (j * u[j] * slope[k - j] for j in range(1, k + 1))
+        y.append(sum(products, torch.zeros_like(y[0])) / k)
     return y

@@ -1,14 +1,14 @@
-"""The batched mean-field ODE against torchdyn, autograd and closed forms."""
+"""The batched two-layer ODE against torchdyn, autograd and closed forms."""
 
 import math
 
 import pytest
 import torch
 
-from resnet_limits.models.mean_field import (
-    MeanFieldODE,
+from resnet_limits.models.two_layer_ode import (
     SquaredLoss,
     TrainingSet,
+    TwoLayerODE,
     draw_affine,
     evaluate,
     gram_matrices,
@@ -16,7 +16,7 @@ from resnet_limits.models.mean_field import (
     particle_distances,
     particles,
 )
-from resnet_limits.models.reference import TorchdynNetwork
+from tests.reference.two_layer_ode import TorchdynNetwork
 
 SIZES = (7, 12)  # two training sets of different size, two seeds each
 MEMBERS = 4
@@ -25,7 +25,7 @@ MEMBERS = 4
 def make(field, depth=5, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     fields = depth if field == "per_step" else 1
-    return MeanFieldODE(
+    return TwoLayerODE(
         2 * draw_affine((MEMBERS, fields), 6, 2, generator, dtype),
         2 * draw_affine((MEMBERS, fields), 2, 6, generator, dtype),
         2 * draw_affine((MEMBERS,), 4, 2, generator, dtype),
@@ -38,10 +38,10 @@ def make(field, depth=5, dtype=torch.float64, seed=0):
 def samples(dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     sets = []
-    for place, size in enumerate(SIZES):
+    for index, size in enumerate(SIZES):
         x = torch.randn(2, 2, size, generator=generator, dtype=dtype)
         y = torch.randn(2, size, generator=generator, dtype=dtype).sign()
-        sets.append(TrainingSet(slice(2 * place, 2 * place + 2), homogeneous(x), y))
+        sets.append(TrainingSet(slice(2 * index, 2 * index + 2), homogeneous(x), y))
     return sets
 
 
@@ -132,7 +132,7 @@ def test_euler_chain_converges_to_its_flow_at_first_order():
     depths = torch.tensor([16, 32, 64, 128])
     errors = []
     for depth in depths.tolist():
-        model = MeanFieldODE(inner, outer, *head, depth, "constant")
+        model = TwoLayerODE(inner, outer, *head, depth, "constant")
         errors.append((model.logistic_form().flow(homogeneous(x))[0, :2] - exact).norm())
     slopes = torch.diff(torch.stack(errors).log()) / torch.diff(depths.log())
     assert torch.allclose(slopes, torch.tensor(-1.0).double(), atol=0.1)

@@ -1,17 +1,18 @@
-"""Two-layer tanh networks as vector field and output layer of an Euler chain, many at once.
+"""A neural ODE whose vector field and head are two-layer tanh networks, batched over members.
 
-The model of Chen et al. (ICLR 2024), Eq. 2: with ``z_0 = x`` in R^d,
+The model of Chen et al. (ICLR 2024), Eq. 2, at finite width and with L Euler steps: with
+``z_0 = x`` in R^d,
 
     z_{l+1} = z_l + (1/L) (W2 tanh(W1 z_l + b1) + b2),      l = 0 .. L-1,
     output  = V2 tanh(V1 z_L + c1) + c2.
 
 Layout. Samples are the last, contiguous axis, so that every operation is a long vector operation
 or a batched matrix product. Affine maps are in homogeneous coordinates: states carry a row of
-ones and hidden layers a unit that is always 1, so biases cost no operations of their own.
+ones and hidden layers a unit that is always 1, so biases need no separate operations.
 
 The logistic function is several times faster than tanh in torch, and ``tanh(u) = 2 logistic(2u)
 - 1``. So networks are evaluated with logistic units, and the small matrices around these absorb
-the rest (`LogisticForm`); the long operations know no tanh.
+the scaling and the shift (`LogisticForm`); no long operation computes a tanh.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-FIELDS = ("constant", "per_step", "frozen", "removed")
 SATURATED = 40.0  # logistic(40) is exactly 1 in float32 and float64
 
 
@@ -39,12 +39,13 @@ def draw_affine(
 
     Weights, and biases in the last column, are uniform on ``+-fan_in^(-1/2)``.
     """
-    draw = torch.rand(*shape, fan_out, fan_in + 1, generator=generator, dtype=dtype)
-    return (2 * draw - 1) * fan_in**-0.5
+    uniform = torch.rand(*shape, fan_out, fan_in + 1, generator=generator, dtype=dtype)
+    bound: float = fan_in**-0.5
+    return (2 * uniform - 1) * bound
 
 
-class MeanFieldODE:
-    """A batch of independent networks, one per member.
+class TwoLayerODE:
+    """A batch of independent networks, called members.
 
     Parameters
     ----------
@@ -52,12 +53,11 @@ class MeanFieldODE:
         Affine maps of the vector field, ``(members, f, m, d + 1)`` and ``(members, f, d, m + 1)``:
         ``f`` is 1 for a field constant in depth and ``depth`` for one field per step.
     head_inner, head_outer
-        Affine maps of the output layer, ``(members, k, d + 1)`` and ``(members, 1, k + 1)``.
+        Affine maps of the head, ``(members, k, d + 1)`` and ``(members, 1, k + 1)``.
     depth
         Number of Euler steps L.
     field
-        One of `FIELDS`: ``constant`` or ``per_step`` (both trained), ``frozen`` (not trained) or
-        ``removed``.
+        ``constant`` or ``per_step`` (both trained), ``frozen`` (not trained) or ``removed``.
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class MeanFieldODE:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """Tensors that are trained, by name."""
+        """The trained tensors, by name."""
         field = {"field_inner": self.field_inner, "field_outer": self.field_outer}
         head = {"head_inner": self.head_inner, "head_outer": self.head_outer}
         return field | head if self.trains_field else head
 
     def logistic_form(self) -> LogisticForm:
-        """Return the networks as they are evaluated."""
+        """Return the networks in the form in which they are evaluated."""
         steps = 0 if self.field == "removed" else self.depth
         inner = _logistic_inner(self.field_inner)
-        # A row of zeros leaves the state's row of ones alone.
+        # A row of zeros keeps the state's row of ones.
         outer = pad(_logistic_outer(self.field_outer), (0, 0, 0, 1)) / self.depth
         return LogisticForm(
             inner=_unbind_steps(inner, steps),
@@ -125,7 +125,7 @@ class LogisticForm:
     head_outer: Tensor
 
     def __getitem__(self, members: slice) -> LogisticForm:
-        """Return some of the members."""
+        """Return a slice of the members."""
         return LogisticForm(
             [inner[members] for inner in self.inner],
             [outer[members] for outer in self.outer],
@@ -160,13 +160,13 @@ def _logistic_outer(outer: Tensor) -> Tensor:
 
 
 def _unbind_steps(matrices: Tensor, steps: int) -> tuple[Tensor, ...]:
-    """Split ``(members, f, ., .)`` into one tensor per step; one field serves all steps."""
+    """Split ``(members, f, ., .)`` into one tensor per step; a constant field serves all steps."""
     fields = matrices.unbind(1)
     return fields * steps if len(fields) == 1 else fields[:steps]
 
 
 class TrainingSet:
-    """The samples of some members, and every buffer that their gradient needs.
+    """The samples of some members, and the buffers of their gradient.
 
     Parameters
     ----------
@@ -181,8 +181,8 @@ class TrainingSet:
     def __init__(self, members: slice, x: Tensor, y: Tensor) -> None:
         self.members, self.x, self.y = members, x, y
 
-    def allocate(self, model: MeanFieldODE) -> None:
-        """Allocate buffers; where the field is not trained, move the samples through it once."""
+    def allocate(self, model: TwoLayerODE) -> None:
+        """Allocate buffers; transport the samples once if the field is not trained."""
         count, _, samples = self.x.shape
         fixed = self.x if model.trains_field else model.logistic_form()[self.members].flow(self.x)
         steps = model.depth if model.trains_field else 0
@@ -198,17 +198,17 @@ class TrainingSet:
 
 
 class SquaredLoss:
-    """Mean squared error of every member, with gradients by a hand-written adjoint.
+    """Mean squared error of every member, with gradients by a hand-written adjoint method.
 
     Parameters
     ----------
     model
         The networks.
     sets
-        Training sets that together cover all members in order; sizes may differ between sets.
+        Training sets that together cover all members, in order; their sizes may differ.
     """
 
-    def __init__(self, model: MeanFieldODE, sets: Sequence[TrainingSet]) -> None:
+    def __init__(self, model: TwoLayerODE, sets: Sequence[TrainingSet]) -> None:
         self.model, self.sets = model, sets
         for samples in sets:
             samples.allocate(model)
@@ -282,9 +282,9 @@ def _pull_back_outer(gradient: Tensor) -> Tensor:
 
 
 def evaluate(parameters: Mapping[str, Tensor], x: Tensor, depth: int) -> Tensor:
-    """Evaluate one network at one point, as the equations have it.
+    """Evaluate one network at one point by the equations as written, differentiably.
 
-    The plain version of `LogisticForm`, for what is not worth a fast path.
+    The counterpart of `LogisticForm` where speed does not matter.
 
     Parameters
     ----------
@@ -310,11 +310,11 @@ def _two_layer(inner: Tensor, outer: Tensor, z: Tensor) -> Tensor:
     return outer[:, :-1] @ hidden + outer[:, -1]
 
 
-def gram_matrices(model: MeanFieldODE, members: slice, x: Tensor) -> tuple[Tensor, Tensor]:
+def gram_matrices(model: TwoLayerODE, members: slice, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the Gram matrices of the output's gradients (Chen et al., Eq. 19 and 20).
 
     At finite width the measures are sums over particles, that is over hidden units: G1 sums
-    over the field's, G2 over the output layer's. Biases of the outer layers belong to no
+    over the field's, G2 over the head's. Biases of the outer layers belong to no
     particle and are left out. The rank is at most the number of parameters, so with more samples
     than that the smallest eigenvalue is 0 whatever the theory says.
 
@@ -323,7 +323,7 @@ def gram_matrices(model: MeanFieldODE, members: slice, x: Tensor) -> tuple[Tenso
     model
         The networks.
     members
-        For which of them.
+        Which of them.
     x
         Points, ``(members, n, d)``.
 
@@ -335,11 +335,9 @@ def gram_matrices(model: MeanFieldODE, members: slice, x: Tensor) -> tuple[Tenso
     names = ("field_inner", "field_outer", "head_inner", "head_outer")
     parameters = {name: getattr(model, name)[members].detach().double() for name in names}
 
-    def jacobian(parameters: Mapping[str, Tensor], points: Tensor) -> Mapping[str, Tensor]:
-        gradient = torch.func.grad(evaluate)
-        return torch.func.vmap(gradient, in_dims=(None, 0, None))(parameters, points, model.depth)
-
-    rows = torch.func.vmap(jacobian)(parameters, x.double())
+    # Over points with one network, then over members.
+    gradient = torch.func.vmap(torch.func.grad(evaluate), in_dims=(None, 0, None))
+    rows = torch.func.vmap(gradient, in_dims=(0, 0, None))(parameters, x.double(), model.depth)
     field = _gram(rows["field_inner"], rows["field_outer"][..., :-1])
     return field, _gram(rows["head_inner"], rows["head_outer"][..., :-1])
 
@@ -351,10 +349,9 @@ def _gram(*jacobians: Tensor) -> Tensor:
 
 
 def particle_distances(now: Tensor, start: Tensor) -> Tensor:
-    """Return the root mean square over particles of how far each has moved, ``(members,)``.
+    """Return the root mean square over particles of the distance moved, ``(members,)``.
 
-    Both arguments are affine maps whose particles are rows (inner layers); pass outer layers
-    transposed and joined by `particles`.
+    Both arguments hold a particle per row, as `particles` returns them.
     """
     return (now - start).square().sum(dim=-1).flatten(1).mean(dim=1).sqrt()
 
