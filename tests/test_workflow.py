@@ -17,39 +17,45 @@ import yaml
 
 from resnet_limits.spec import STUDIES, study_names
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 SMOKE = ("--config", "scale=smoke")
 RUN = Path("results/smoke/two_spirals/rate/constant")
 
 
-def snakemake(folder, *arguments, timeout=600):
+def snakemake(folder, *arguments, timeout=600, package=None):
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout
-    )
+    return run(folder, command, timeout, package)
 
 
-def command(folder, *arguments):
+def command(folder, *arguments, package=None):
+    return run(folder, [sys.executable, "-m", "resnet_limits.cli", *arguments], 300, package)
+
+
+def run(folder, command, timeout=300, package=None):
+    """Run a command; ``package`` is a folder of sources to use instead of the installed ones."""
+    environment = ENVIRONMENT | ({"PYTHONPATH": str(package)} if package else {})
     return subprocess.run(
-        [sys.executable, "-m", "resnet_limits.cli", *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
     )
 
 
 def copy_of_the_project(folder):
     """Copy the workflow, not the results."""
-    for name in ("Snakefile", "workflow", "envs", "results/recorded"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name)
-        elif source.exists():
-            shutil.copy(source, folder / name)
+    for name in ("workflow", "profiles", "envs"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "Snakefile", folder)
     return folder
+
+
+def copy_of_the_package(folder):
+    """Copy the sources, for a test to edit."""
+    shutil.copytree(
+        ROOT / "src", folder, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+    )
+    return folder / "resnet_limits"
 
 
 @pytest.fixture
@@ -76,11 +82,17 @@ def jobs(result):
     return re.findall(r"^(?:local)?rule (\w+):", result.stderr, flags=re.MULTILINE)
 
 
-def planned(folder, *arguments):
+def planned(folder, *arguments, package=None):
     """Names of the rules that a dry run lists."""
-    result = snakemake(folder, "-n", *arguments)
+    return {rule for rule, _ in planned_jobs(folder, *arguments, package=package)}
+
+
+def planned_jobs(folder, *arguments, package=None):
+    """Rule and first output of every job that a dry run lists."""
+    result = snakemake(folder, "-n", *arguments, package=package)
     assert result.returncode == 0, result.stderr
-    return set(re.findall(r"^(?:local)?rule (\w+):", result.stdout, flags=re.MULTILINE))
+    pattern = r"^(?:local)?rule (\w+):\n(?:    input: .*\n)?(?:    output: ([^,\n]*))?"
+    return set(re.findall(pattern, result.stdout, flags=re.MULTILINE))
 
 
 def test_whole_graph_makes_report_claims_and_figures(smoke):
@@ -117,42 +129,151 @@ def test_snakemakes_own_report_has_captions(smoke):
     )
 
 
-def test_recorded_scale_draws_and_never_trains(smoke):
-    result = command(smoke, "record", "two_spirals", "--scale", "smoke", "--force")
-    assert result.returncode == 0, result.stderr
-    figure = "figures/recorded/two_spirals/rate.png"
-    assert jobs(snakemake(smoke, figure, "--forceall")) == ["plot"]
-    result = snakemake(smoke, "all", "--config", "scale=recorded", "studies=[two_spirals]")
-    assert result.returncode == 0, result.stderr
-    assert set(jobs(result)) <= {"plot", "report_page", "all"}
-    assert "Recorded from scale smoke" in (smoke / "results/recorded/report.html").read_text()
-
-
-def test_recording_does_not_replace_another_scale(smoke):
-    command(smoke, "record", "two_spirals", "--scale", "smoke", "--force")
-    manifest = smoke / "results/recorded/two_spirals/manifest.json"
-    manifest.write_text(manifest.read_text().replace('"smoke"', '"paper"'))
+@pytest.fixture
+def archived(smoke):
+    """The smoke project with two_spirals in its archive."""
+    shutil.rmtree(smoke / "results/recorded", ignore_errors=True)
+    shutil.rmtree(smoke / "figures/recorded", ignore_errors=True)
     result = command(smoke, "record", "two_spirals", "--scale", "smoke")
-    assert result.returncode == 2
-    assert "scale paper is recorded; to replace it add --force" in result.stderr
+    assert result.returncode == 0, result.stderr
+    return smoke
 
 
-def test_editing_claims_or_plots_makes_their_results_again(smoke):
-    package = smoke / "edited"
-    shutil.copytree(ROOT / "src", package, ignore=shutil.ignore_patterns("*.egg-info"))
-    study = package / "resnet_limits/studies/two_spirals"
-    for name, rules in (("claims.yaml", {"judge", "report_page"}), ("plots.py", {"plot"})):
-        (study / name).write_text((study / name).read_text() + "\n# edited\n")
-        result = subprocess.run(
-            [sys.executable, "-m", "snakemake", "-n", "all", *SMOKE, "studies=[two_spirals]"],
-            cwd=smoke,
-            env=ENVIRONMENT | {"PYTHONPATH": str(package)},
-            capture_output=True,
-            text=True,
-        )
-        found = re.findall(r"^rule (\w+):", result.stdout, flags=re.MULTILINE)
-        assert rules <= set(found), result.stdout
-        assert "train" not in found
+RECORDED = ("--config", "scale=recorded", "studies=[two_spirals]")
+
+
+def test_recorded_scale_derives_everything_and_never_trains(archived):
+    kept = {path.suffix for path in (archived / "results/recorded").rglob("*") if path.is_file()}
+    assert kept == {".json", ".xz", ".lock"} or kept == {".json", ".xz", ""}
+    figure = "figures/recorded/two_spirals/rate.png"
+    assert set(jobs(snakemake(archived, figure, "--forceall"))) == {"table", "plot"}
+    result = snakemake(archived, "all", *RECORDED)
+    assert result.returncode == 0, result.stderr
+    assert set(jobs(result)) <= {"table", "plot", "judge", "report_page", "all"}
+    assert "scale smoke, commit" in (archived / "results/recorded/report.html").read_text()
+    for name in ("final", "rates"):
+        tables = [
+            archived / f"results/{s}/two_spirals/tables/{name}.csv" for s in ("smoke", "recorded")
+        ]
+        assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
+def test_an_incomplete_archive_is_shown_with_what_it_has(archived):
+    shutil.rmtree(archived / "results/recorded")
+    result = command(archived, "record", "two_spirals", "rate", "constant", "--scale", "smoke")
+    assert result.returncode == 0, result.stderr
+    result = snakemake(archived, "all", *RECORDED)
+    assert result.returncode == 0, result.stderr
+    page = (archived / "results/recorded/report.html").read_text()
+    assert "1 of 4 runs" in page
+    assert "depth: not recorded" in page
+    claims = json.loads((archived / "results/recorded/two_spirals/claims.json").read_text())
+    verdicts = {claim["id"]: claim["verdict"] for claim in claims}
+    assert verdicts["depth"] == "not tested"
+
+
+def test_finished_runs_alone_make_tables_at_any_scale(smoke, project):
+    for name in ("constant", "removed"):
+        run_folder = f"results/smoke/two_spirals/rate/{name}"
+        shutil.copytree(smoke / run_folder, project / run_folder)
+    finished = ("--config", "scale=smoke", "studies=[two_spirals]", "finished_only=true")
+    result = snakemake(project, "all", *finished)
+    assert result.returncode == 0, result.stderr
+    assert "train" not in jobs(result)
+    assert "rate: 2 of 4 runs" in (project / "results/smoke/report.html").read_text()
+
+
+def test_a_mixture_of_scales_is_refused(archived):
+    manifest = archived / "results/recorded/two_spirals/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"smoke"', '"paper"'))
+    result = command(archived, "record", "two_spirals", "--scale", "smoke")
+    assert_clear(result, ["manifest.json", "runs of scale paper", "--force"])
+
+
+# What an edit of a file makes again, of two studies.
+EDITS = {
+    "stats.py": ({"table", "plot", "judge"}, {"two_spirals", "sorted_tau"}),
+    "claims.py": ({"judge"}, {"two_spirals", "sorted_tau"}),
+    "style.py": ({"plot"}, {"two_spirals", "sorted_tau"}),
+    "studies/sorted_tau/paper_table1.csv": ({"table", "plot", "judge"}, {"sorted_tau"}),
+    "studies/two_spirals/claims.yaml": ({"judge"}, {"two_spirals"}),
+    "studies/two_spirals/plots.py": ({"plot"}, {"two_spirals"}),
+    "studies/two_spirals/tables.py": ({"table", "plot", "judge"}, {"two_spirals"}),
+    "studies/sorted_tau/dense_problems.py": (set(), set()),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_makes_again_what_it_can_change(smoke, tmp_path, name):
+    rules, studies = EDITS[name]
+    package = copy_of_the_package(tmp_path / "edited")
+    edit(package / name)
+    config = (*SMOKE, "studies=[two_spirals,sorted_tau]")
+    found = planned_jobs(smoke, "all", *config, package=package.parent)
+    assert {rule for rule, _ in found} - {"all", "report_page"} == rules
+    assert {re.split("/", output)[2] for rule, output in found if rule in rules} == studies
+    assert "report_page" in {rule for rule, _ in found}  # it says which sources have changed
+
+
+def test_an_edit_of_a_bound_makes_its_tables_again_and_trains_nothing(smoke, tmp_path):
+    package = copy_of_the_package(tmp_path / "edited")
+    edit(package / "studies/rff_width/bounds.py")
+    found = planned_jobs(smoke, "all", *SMOKE, "studies=[rff_width]", package=package.parent)
+    tables = {Path(output).stem for rule, output in found if rule == "table"}
+    assert "constants" in tables or "guarantee" in tables or "bounds" in tables
+    assert not {"mnist_curves", "cifar_curves"} & tables
+    assert {rule for rule, _ in found} == {"table", "plot", "judge", "report_page", "all"}
+
+
+def edit(path):
+    """Change what a file says, and not only its comments."""
+    line = {".py": "EDITED = True", ".yaml": "# edited", ".csv": ""}[path.suffix]
+    path.write_text(path.read_text() + f"\n{line}\n")
+
+
+def test_comments_and_docstrings_make_nothing_again(smoke, tmp_path):
+    package = copy_of_the_package(tmp_path / "edited")
+    for name in ("stats.py", "train.py", "studies/two_spirals/tables.py"):
+        text = (package / name).read_text()
+        (package / name).write_text(text.replace('"""', '"""Edited. ', 1) + "\n# edited\n")
+    result = snakemake(smoke, "-n", "all", *SMOKE, package=package.parent)
+    assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_the_report_says_which_runs_other_sources_trained(smoke, tmp_path):
+    package = copy_of_the_package(tmp_path / "edited")
+    edit(package / "studies/two_spirals/problems.py")
+    folder = tmp_path / "copy"
+    shutil.copytree(smoke, folder)
+    result = snakemake(folder, "all", *SMOKE, "studies=[two_spirals]", package=package.parent)
+    assert result.returncode == 0, result.stderr
+    assert set(jobs(result)) == {"report_page", "all"}
+    assert "changed since" in (folder / "results/smoke/report.html").read_text()
+    result = command(folder, "record", "two_spirals", "--scale", "smoke", package=package.parent)
+    assert_clear(result, ["trained by other sources", "--force"])
+
+
+def test_a_new_study_runs_to_a_verdict_and_passes_lint(project):
+    package = copy_of_the_package(project / "src")
+    (project / "tests").mkdir()
+    result = command(project, "new-study", "deep_linear", package=package.parent)
+    assert result.returncode == 0, result.stderr
+    assert "deep_linear]" in (project / "workflow/config.yaml").read_text()
+    command(project, "document", "deep_linear", package=package.parent)
+    config = ("--config", "scale=smoke", "studies=[deep_linear]")
+    result = snakemake(project, "all", *config, package=package.parent)
+    assert result.returncode == 0, result.stderr
+    (claim,) = json.loads((project / "results/smoke/deep_linear/claims.json").read_text())
+    assert claim["verdict"] == "reproduced"
+    written = [package / "studies/deep_linear", project / "tests/test_deep_linear.py"]
+    shutil.copy(ROOT / "pyproject.toml", project)
+    for lint in (["ruff", "check"], ["ruff", "format", "--check"]):
+        result = run(project, [*lint, *map(str, written)])
+        assert result.returncode == 0, result.stdout
+    result = run(project, [sys.executable, "-m", "pytest", "-q", "tests"], package=package.parent)
+    assert result.returncode == 0, result.stdout
+    again = command(project, "new-study", "deep_linear", package=package.parent)
+    assert_clear(again, ["deep_linear", "exists", "another name"])
 
 
 def test_a_failed_job_says_why_on_the_console(smoke):
@@ -162,22 +283,25 @@ def test_a_failed_job_says_why_on_the_console(smoke):
     result = snakemake(smoke, "results/smoke/two_spirals/tables/final.csv", "--force", *SMOKE)
     path.write_text(content)
     assert result.returncode != 0
-    assert "not a whole record" in result.stderr
+    assert "not valid JSON" in result.stderr
 
 
-def test_missing_or_changed_recorded_file_is_named(smoke):
-    command(smoke, "record", "two_spirals", "--scale", "smoke", "--force")
-    table = smoke / "results/recorded/two_spirals/tables/errors.csv"
-    content = table.read_text()
-    table.unlink()
-    result = snakemake(smoke, "figures/recorded/two_spirals/rate.png", "--forceall")
+def test_missing_or_changed_recorded_file_is_named(archived):
+    folder = archived / "results/recorded/two_spirals/rate/constant"
+    path = folder / "metrics.csv.xz"
+    content = path.read_bytes()
+    path.write_bytes(content[:-30])
+    result = command(archived, "table", "two_spirals", "final", "--scale", "recorded")
+    assert_clear(result, ["metrics.csv", "git checkout"])
+    path.unlink()
+    result = command(archived, "table", "two_spirals", "final", "--scale", "recorded")
+    assert_clear(result, ["metrics.csv", "git checkout"])
+    path.write_bytes(content)
+    (folder / "record.json").unlink()
+    result = snakemake(archived, "figures/recorded/two_spirals/rate.png", "--forceall")
     assert result.returncode != 0
-    assert "errors.csv" in result.stderr
+    assert "record.json" in result.stderr
     assert "MissingInputException" in result.stderr
-    table.write_text(content.replace("0", "1", 1))
-    result = command(smoke, "report", "two_spirals", "--scale", "recorded")
-    assert result.returncode == 2
-    assert "errors.csv: missing, or not as it was recorded" in result.stderr
 
 
 def test_damaged_record_loses_nothing_else(smoke):
@@ -187,7 +311,7 @@ def test_damaged_record_loses_nothing_else(smoke):
     result = command(smoke, "table", "two_spirals", "final", "--scale", "smoke")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
-    assert f"{RUN}/record.json: not a whole record" in result.stderr
+    assert f"{RUN}/record.json: not valid JSON" in result.stderr
     remedy = re.search(r"snakemake --cores 1 (--force .*record.json)", result.stderr).group(1)
     result = snakemake(smoke, *remedy.split(), *SMOKE)
     assert result.returncode == 0, result.stderr
@@ -236,17 +360,10 @@ def assert_clear(result, words):
 
 def test_typo_in_a_study_fails_the_dry_run(project):
     # A package of its own, since the mistake is in its data.
-    package = project / "src"
-    shutil.copytree(ROOT / "src", package, ignore=shutil.ignore_patterns("*.egg-info"))
-    path = package / "resnet_limits/studies/two_spirals/study.yaml"
+    package = copy_of_the_package(project / "src")
+    path = package / "studies/two_spirals/study.yaml"
     path.write_text(path.read_text().replace("learning_rate:", "learning_rat:"))
-    result = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n"],
-        cwd=project,
-        env=ENVIRONMENT | {"PYTHONPATH": str(package)},
-        capture_output=True,
-        text=True,
-    )
+    result = snakemake(project, "-n", package=package.parent)
     assert_clear(result, ["study.yaml", "learning_rat", "did you mean 'learning_rate'"])
 
 
