@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,15 +21,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except UserError as error:
-        print(f"resnet-limits {options.command}: {error}", file=sys.stderr)
-        return 2
+        return _fail(options.command, str(error), 2)
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
-        print(
-            f"resnet-limits {options.command}: {error.filename}: {error.strerror}", file=sys.stderr
-        )
-        return 2
+        return _fail(options.command, f"{error.filename}: {error.strerror}", 2)
+    except KeyboardInterrupt:
+        return _fail(options.command, "interrupted", 128 + signal.SIGINT)
     return 0
+
+
+def _fail(command: str, message: str, status: int) -> int:
+    print(f"resnet-limits {command}: {message}", file=sys.stderr)
+    return status
 
 
 def _config(options: argparse.Namespace) -> None:
