@@ -13,7 +13,7 @@ from resnet_limits import style
 from resnet_limits.record import Run, read_record
 from resnet_limits.spec import load_study
 from resnet_limits.stats import TooFewError, halfway
-from resnet_limits.studies.rff_width import bounds, plots, tables
+from resnet_limits.studies.rff_width import plots, tables
 from resnet_limits.studies.rff_width.experiments import WidthProblem
 from resnet_limits.train import Context, fit
 
@@ -192,50 +192,6 @@ def test_no_threshold_without_both_outcomes():
     for value in (True, False):
         with pytest.raises(TooFewError):
             halfway(rows.assign(converged=value), "width", "converged")
-
-
-# Bounds
-
-
-def constants(alpha, width):
-    config = configuration("embedding", alpha=[alpha], width=[64])
-    frame = problem(config).list_constants()
-    row = frame[np.isinf(frame["width"]) == math.isinf(width)].iloc[0]
-    settings = config["settings"]
-    return SimpleNamespace(
-        **row, kernel=settings["kernel"], samples=settings["samples"], depth=settings["depth"]
-    )
-
-
-@pytest.mark.parametrize("width", [64, math.inf])
-def test_expressivity_bounds_eigenvalues_on_points_that_moved(width):
-    config = configuration("embedding", alpha=[1.0], width=[64], draw=[0])
-    built = problem(config)
-    row, radius = constants(1.0, width), 0.05
-    model = built.ensembles[0 if width == 64 else 1].model
-    for seed in range(10):
-        shift = torch.randn(
-            model.states[:1, :1].shape, generator=torch.Generator().manual_seed(seed)
-        )
-        shift = radius * torch.nn.functional.normalize(shift.double(), dim=-1)
-        model._states[0] += shift[0].mT
-        if width == 64:
-            model._compute_features(0)
-        model.evaluate()
-        smallest = torch.linalg.eigvalsh(model.visited_grams()[0, 0])[0]
-        model._states[0] -= shift[0].mT
-        assert 0 < bounds.expressivity(row, torch.tensor(radius)) <= smallest
-
-
-@pytest.mark.parametrize("width", [64, math.inf])
-def test_the_condition_of_theorem_2_falls_like_the_inverse_of_alpha(width):
-    rows = [constants(alpha, width) for alpha in (256.0, 512.0)]
-    # The same radius; at these alpha the kernel matrix is nearly that of points far apart.
-    left = [float(bounds.left_side(row, torch.tensor(0.01).double())) for row in rows]
-    lambdas = [float(bounds.expressivity(row, torch.tensor(0.01).double())) for row in rows]
-    assert left[0] * lambdas[0] / (left[1] * lambdas[1]) == pytest.approx(2)
-    assert bounds.condition(constants(4.0, width)).excess > 1
-    assert bounds.condition(constants(65536.0, width)).excess <= 1
 
 
 def test_claims_select_by_columns_that_exist(runs):

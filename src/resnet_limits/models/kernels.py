@@ -131,6 +131,13 @@ class Matern(Kernel):
         return int(self.smoothness)
 
 
+KERNELS: dict[str, Kernel] = {
+    "gaussian": Gaussian(),
+    "matern2.5": Matern(2.5),
+    "matern4.5": Matern(4.5),
+}
+
+
 def _half_integer_matern(degree: int, scaled: Tensor) -> Tensor:
     """Return M_(degree + 1/2)(a): a polynomial in a of this degree, times exp(-a)."""
     p = degree
@@ -158,27 +165,6 @@ def gram(kernel: Kernel, points: Tensor) -> Tensor:
     """Return the kernel matrices ``(..., N, N)`` of points ``(..., N, q)``, in float64."""
     points = points.to(torch.float64)
     return kernel(pairwise_distances(points, points))
-
-
-def feature_gram(points: Tensor, frequencies: Tensor) -> Tensor:
-    """Return the matrices of (1/r) sum_j cos<z - z', w_j>, in float64.
-
-    Parameters
-    ----------
-    points
-        ``(..., N, q)``.
-    frequencies
-        ``(..., r, q)``, with leading axes that broadcast with those of the points.
-
-    Returns
-    -------
-    Tensor
-        ``(..., N, N)``.
-    """
-    angles = points.to(torch.float64) @ frequencies.to(torch.float64).mT
-    cosines = angles.cos()
-    sines = angles.sin_()
-    return (cosines @ cosines.mT + sines @ sines.mT) / frequencies.shape[-2]
 
 
 def smallest_eigenvalue(matrices: Tensor) -> Tensor:
@@ -225,4 +211,5 @@ def feature_kappa(frequencies: Tensor) -> Tensor:
     fourth = fourth - mixed[..., None, None] * vanishing
     largest_second = torch.linalg.eigvalsh(second)[..., -1]
     largest_fourth = torch.linalg.eigvalsh(fourth)[..., -1]
-    return 1.0 + largest_second.sqrt() + largest_fourth.sqrt()
+    kappa: Tensor = 1.0 + largest_second.sqrt() + largest_fourth.sqrt()
+    return kappa

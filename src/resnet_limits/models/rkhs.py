@@ -7,9 +7,9 @@ descent on L = 1/(2N) sum_i ||F(x_i) - y_i||^2 (Eq. 7), in the metric of L2([0, 
 
     grad_k = sum_i K(., z_k^i) p_(k+1)^i,    p_k = p_(k+1) + (1/D) Dv_k(z_k)^T p_(k+1),
 
-with p_D = B^T (B z_D - y) / N, which is D times the plain derivative by v_k; the factor 1/D of
-the Euler step cancels, and results have a limit as D grows. (With the sign that Eq. 11 gives to
-p_1, Property 1 is the negative gradient; here p is the derivative of L by the state.)
+with p_D = B^T (B z_D - y) / N. It is D times the plain gradient with respect to v_k; the factor
+1/D of the Euler step cancels, and results have a limit as D grows. (With the sign that Eq. 11 gives
+to p_1, Property 1 is the negative gradient; here p is the gradient of L with respect to the state.)
 
 Two spaces V: `FeatureResNet` has r random Fourier features (Eq. 20), v_k = W_k phi; `KernelResNet`
 has the kernel itself (r = infinity), v_k a kernel expansion on the points visited so far. Both
@@ -21,66 +21,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from resnet_limits.data.synthetic import separation
 from resnet_limits.models.kernels import Kernel, gram, pairwise_distances
-
-
-def scaling_maps(alpha: float, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
-    """Return A = alpha (I_d, 0)^T and B = alpha (0, I_d'), q = d + d' (Section 5.1, Scaling).
-
-    Outputs start at BA x = 0. Gradients grow like alpha^2; scale step sizes by alpha^(-2).
-
-    Parameters
-    ----------
-    alpha
-        Common factor.
-    inputs, outputs
-        Dimensions d and d'.
-
-    Returns
-    -------
-    input_map, output_map
-        A ``(q, d)`` and B ``(d', q)``, in float64.
-    """
-    identity = alpha * torch.eye(inputs + outputs, dtype=torch.float64)
-    return identity[:, :inputs].clone(), identity[inputs:].clone()
-
-
-def lifting_maps(states: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
-    """Return A_q = q^(-1/4) (I_d, ..., I_d, 0)^T and B_q = q^(1/4) (I_d', 0, ..., 0).
-
-    This is the Lifting of Section 5.1. A has floor(q / d) copies of I_d. Outputs read the first
-    coordinates, so they start at BA x, which is x itself where d' = d.
-
-    Parameters
-    ----------
-    states
-        Dimension q >= max(d, d') of the states.
-    inputs, outputs
-        Dimensions d and d'.
-
-    Returns
-    -------
-    input_map, output_map
-        A ``(q, d)`` and B ``(d', q)``, in float64.
-
-    Raises
-    ------
-    ValueError
-        If q is too small.
-    """
-    if states < max(inputs, outputs):
-        raise ValueError(f"{states} states have no room for {inputs} inputs, {outputs} outputs")
-    copies = states // inputs
-    input_map = torch.zeros(states, inputs, dtype=torch.float64)
-    input_map[: copies * inputs] = torch.eye(inputs, dtype=torch.float64).repeat(copies, 1)
-    output_map = torch.eye(outputs, states, dtype=torch.float64)
-    return states**-0.25 * input_map, states**0.25 * output_map
 
 
 class RKHSResNet(ABC):
@@ -138,7 +83,7 @@ class RKHSResNet(ABC):
 
     @property
     def adjoints(self) -> Tensor:
-        """Derivatives p_0 .. p_D of the loss by the states, ``(members, D + 1, N, q)``."""
+        """Adjoints p_0 .. p_D, gradients with respect to `states`, ``(members, D + 1, N, q)``."""
         return self._adjoints.permute(1, 0, 3, 2)
 
     @property
@@ -405,7 +350,7 @@ class KernelResNet(RKHSResNet):
     def _backward(self, step: int) -> None:
         state, adjoint = self._states[step], self._adjoints[step + 1]
         centres, weights = self._expansion(step)
-        # The derivative of <p, v(z)> by z is sum_c <p, a_c> k'(s)/s (z - c), s = ||z - c||.
+        # With s = ||z - c||, the gradient of <p, v(z)> is sum_c <p, a_c> k'(s)/s (z - c).
         pull = torch.bmm(weights, adjoint).mT * self.kernel.slope(self._distances[step])
         change = pull.sum(-1)[:, None] * state - torch.bmm(pull, centres).mT
         torch.add(adjoint, change, alpha=1 / self.depth, out=self._adjoints[step])
@@ -484,130 +429,10 @@ def l2_norm(weights: Tensor) -> Tensor:
     Tensor
         ``(members,)``, in float64.
     """
-    total = torch.linalg.vector_norm(weights, dim=(1, 2, 3), dtype=torch.float64)
+    total: Tensor = torch.linalg.vector_norm(weights, dim=(1, 2, 3), dtype=torch.float64)
     return total / math.sqrt(weights.shape[1])
 
 
 def pl_quotient(gradient_norm: Tensor, losses: Tensor) -> Tensor:
     """Return ||grad L||^2 / (2 L), which Property 2 holds between m(||v||) and M(||v||)."""
     return gradient_norm.square() / (2 * losses)
-
-
-@dataclass(frozen=True)
-class LocalPL:
-    """Constants of Property 2 and Theorem 2 for one problem.
-
-    All are proven once ``expressivity`` is: a lower bound of lambda in Eq. 13, the smallest
-    eigenvalue of kernel matrices of N points that are `least_separation` apart. It has no closed
-    form. `Kernel.universality_bound` is proven; the smallest eigenvalue on the points that a pass
-    visited proves the bounds for that pass; that of the data alone is a plug-in.
-
-    For D Euler steps the growth factor exp(kappa R) stays an upper bound, since
-    1 + x <= e^x. For the decay factor, x_k = kappa ||v_k|| / D has sum at most kappa R and sum of
-    squares at most (kappa R)^2 / D, and 1 - x >= exp(-x - x^2) for 0 <= x <= 0.68; so
-    exp(-kappa R) becomes ``exp(-kappa R - (kappa R)^2 / D)``, and 0 where
-    kappa R > 0.68 sqrt(D), where nothing is proven.
-
-    Attributes
-    ----------
-    samples
-        N.
-    separation
-        Smallest distance delta of two inputs.
-    input_min
-        Smallest singular value of A.
-    output_min, output_max
-        Smallest and largest singular value of B^T.
-    kappa
-        Assumption 1: `Kernel.kappa`, or `feature_kappa` for features.
-    depth
-        Number of Euler steps D; None for the ODE itself.
-    """
-
-    samples: int
-    separation: float
-    input_min: float
-    output_min: float
-    output_max: float
-    kappa: float
-    depth: int | None = None
-
-    @classmethod
-    def of(
-        cls,
-        inputs: Tensor,
-        input_map: Tensor,
-        output_map: Tensor,
-        kappa: float,
-        depth: int | None = None,
-    ) -> LocalPL:
-        """Measure the data ``(N, d)`` and the maps A ``(q, d)`` and B ``(d', q)``."""
-        output = torch.linalg.svdvals(output_map)
-        return cls(
-            samples=inputs.shape[0],
-            separation=float(separation(inputs)),
-            input_min=float(torch.linalg.svdvals(input_map)[-1]),
-            output_min=float(output[-1]),
-            output_max=float(output[0]),
-            kappa=kappa,
-            depth=depth,
-        )
-
-    def growth(self, radius: Tensor) -> Tensor:
-        """Bound by how much a pass lengthens differences of states, and adjoints."""
-        return torch.exp(self.kappa * radius)
-
-    def decay(self, radius: Tensor) -> Tensor:
-        """Bound by how much it shortens them."""
-        exponent = self.kappa * radius
-        if self.depth is None:
-            return torch.exp(-exponent)
-        bound = torch.exp(-exponent - exponent.square() / self.depth)
-        return torch.where(exponent <= 0.68 * math.sqrt(self.depth), bound, 0.0)
-
-    def least_separation(self, radius: Tensor) -> Tensor:
-        """Bound distances of visited points from below, for residuals of norm at most R."""
-        return self.input_min * self.separation * self.decay(radius)
-
-    def lower(self, radius: Tensor, expressivity: Tensor) -> Tensor:
-        """Return m(R) of Eq. 14; with R + R_0 for R it is mu, the rate of Theorem 2."""
-        factor = expressivity.clamp_min(0) * self.decay(radius).square()
-        return self.output_min**2 / self.samples * factor
-
-    def upper(self, radius: Tensor) -> Tensor:
-        """Return M(R) of Eq. 14 with Lambda = N (proven, since k(0) = 1)."""
-        return self.output_max**2 * self.growth(radius).square()
-
-    def condition(self, loss: Tensor, radius: Tensor, expressivity: Tensor) -> Tensor:
-        """Return the left side of Eq. 15; Theorem 2 applies where it is at most R.
-
-        It is 2 sqrt(2) sqrt(M) / m sqrt(L) of Theorem 1.
-
-        Parameters
-        ----------
-        loss
-            L(v^0).
-        radius
-            R, for a start from v^0 = 0.
-        expressivity
-            lambda at `least_separation` of R.
-        """
-        steep = self.upper(radius).sqrt() / self.lower(radius, expressivity)
-        return math.sqrt(8) * steep * loss.sqrt()
-
-    def smoothness(self, loss: Tensor, radius: Tensor) -> Tensor:
-        """Return a proven beta (Definition 3) for the ball of radius R about v^0 = 0.
-
-        Steps eta <= 1 / beta are small enough for Theorem 2. In a direction of norm 1 the state
-        changes by at most kappa g, g = exp(kappa R), and to second order, where D^2 v and twice
-        the direction's own D enter, by at most g (kappa R (kappa g)^2 + 2 kappa^2 g). With
-        sqrt(2 L) <= sqrt(2 L(0)) + sigma kappa g R in the ball, sigma the largest singular value
-        of B,
-
-            beta = (sigma kappa g)^2 + sigma sqrt(2 L) kappa^2 g^2 (kappa R g + 2).
-        """
-        stretch, sigma = self.growth(radius), self.output_max
-        first = self.kappa * stretch
-        error = (2 * loss).sqrt() + sigma * first * radius
-        second = first.square() * (self.kappa * radius * stretch + 2)
-        return (sigma * first).square() + sigma * error * second

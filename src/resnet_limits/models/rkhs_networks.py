@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_limits.models.rkhs_convolution import ConvolutionFlow
+from resnet_limits.models.convolution_flow import ConvolutionFlow
 
 BLOCKS = 4  # stages of the network on CIFAR, each of half the pixels and twice the channels
 
@@ -87,7 +87,8 @@ class FlowNetwork(nn.Module):
         z = self.input_map(images)
         if not (self.training and self.pretraining):
             z = self.flow(z)
-        return self.output_map(z)
+        logits: Tensor = self.output_map(z)
+        return logits
 
 
 class BlockNetwork(nn.Module):
@@ -141,7 +142,8 @@ class BlockNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(batch, inputs, size, size)`` to logits ``(batch, classes)``."""
-        return self.linear(self.stages(self.stem(images)).mean((2, 3)))
+        logits: Tensor = self.linear(self.stages(self.stem(images)).mean((2, 3)))
+        return logits
 
 
 class Block(nn.Module):
@@ -164,7 +166,8 @@ class Block(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Take the step."""
-        return self.shortcut(z) + self.outer(F.relu(self.inner(z)))
+        moved: Tensor = self.shortcut(z) + self.outer(F.relu(self.inner(z)))
+        return moved
 
 
 @torch.no_grad()

@@ -1,22 +1,105 @@
 """What Property 2 and Theorem 2 prove for a network, from the constants that its run recorded.
 
 The README derives every bound. All functions take a row of the probe ``constants`` together with
-the run's settings, and return tensors of the radii's shape.
+the run's settings. Bounds have the shape of the radii.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from resnet_limits.models.rkhs import LocalPL
-from resnet_limits.studies.rff_width.experiments import KERNELS
+from resnet_limits.models.kernels import KERNELS
 
 RADII = torch.logspace(-6, 0, 601, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class LocalPL:
+    """Constants of Property 2 and Theorem 2 for a network of D Euler steps.
+
+    All are proven once ``expressivity`` is: a lower bound of lambda in Eq. 13, the smallest
+    eigenvalue of kernel matrices of N points that are `least_separation` apart.
+
+    Attributes
+    ----------
+    samples
+        N.
+    separation
+        Smallest distance delta of two inputs.
+    input_min
+        Smallest singular value of A.
+    output_min, output_max
+        Smallest and largest singular value of B^T.
+    kappa
+        Assumption 1: `Kernel.kappa`, or `feature_kappa` for features.
+    depth
+        Number of Euler steps D.
+    """
+
+    samples: int
+    separation: float
+    input_min: float
+    output_min: float
+    output_max: float
+    kappa: float
+    depth: int
+
+    def growth(self, radius: Tensor) -> Tensor:
+        """Bound the factor by which a pass lengthens differences of states, and adjoints."""
+        return torch.exp(self.kappa * radius)
+
+    def decay(self, radius: Tensor) -> Tensor:
+        """Bound the factor by which it shortens them; 0 where nothing is proven."""
+        exponent = self.kappa * radius
+        bound = torch.exp(-exponent - exponent.square() / self.depth)
+        return torch.where(exponent <= 0.68 * math.sqrt(self.depth), bound, 0.0)
+
+    def least_separation(self, radius: Tensor) -> Tensor:
+        """Bound distances of visited points from below, for residuals of norm at most R."""
+        return self.input_min * self.separation * self.decay(radius)
+
+    def lower(self, radius: Tensor, expressivity: Tensor) -> Tensor:
+        """Return m(R) of Eq. 14; with R + R_0 for R it is mu, the rate of Theorem 2."""
+        factor = expressivity.clamp_min(0) * self.decay(radius).square()
+        return self.output_min**2 / self.samples * factor
+
+    def upper(self, radius: Tensor) -> Tensor:
+        """Return M(R) of Eq. 14 with Lambda = N (proven, since k(0) = 1)."""
+        return self.output_max**2 * self.growth(radius).square()
+
+    def condition(self, loss: Tensor, radius: Tensor, expressivity: Tensor) -> Tensor:
+        """Return the left side of Eq. 15; Theorem 2 applies where it is at most R.
+
+        It is 2 sqrt(2) sqrt(M) / m sqrt(L) of Theorem 1.
+
+        Parameters
+        ----------
+        loss
+            L(v^0).
+        radius
+            R, for a start from v^0 = 0.
+        expressivity
+            lambda at `least_separation` of R.
+        """
+        steep = self.upper(radius).sqrt() / self.lower(radius, expressivity)
+        return math.sqrt(8) * steep * loss.sqrt()
+
+    def smoothness(self, loss: Tensor, radius: Tensor) -> Tensor:
+        """Return a proven beta (Definition 3) for the ball of radius R about v^0 = 0.
+
+        Steps eta <= 1 / beta are small enough for Theorem 2.
+        """
+        stretch, sigma = self.growth(radius), self.output_max
+        first = self.kappa * stretch
+        error = (2 * loss).sqrt() + sigma * first * radius
+        second = first.square() * (self.kappa * radius * stretch + 2)
+        return (sigma * first).square() + sigma * error * second
 
 
 class Condition(NamedTuple):
@@ -43,7 +126,7 @@ class Condition(NamedTuple):
 
 
 def local_pl(row: Any) -> LocalPL:
-    """Return Property 2's constants of a network of D Euler steps."""
+    """Return Property 2's constants of a network."""
     return LocalPL(
         samples=int(row.samples),
         separation=float(row.separation),
@@ -82,7 +165,7 @@ def common_radius(row: Any) -> Tensor:
 
 
 def condition(row: Any) -> Condition:
-    """Look for the R of Eq. 15 among 100 in a decade."""
+    """Search for the R of Eq. 15, at 100 radii per decade."""
     pl, excess = local_pl(row), left_side(row, RADII) / RADII
     holds = (excess <= 1).nonzero()
     best = int(holds[0]) if len(holds) else int(excess.argmin())

@@ -12,32 +12,20 @@ import torch
 from torch import Tensor
 
 from resnet_limits.data.synthetic import jittered_grid, separation, standard_normal
+from resnet_limits.models.embeddings import lifting_maps, scaling_maps
 from resnet_limits.models.kernels import (
-    Gaussian,
+    KERNELS,
     Kernel,
-    Matern,
     feature_kappa,
     gram,
     smallest_eigenvalue,
 )
-from resnet_limits.models.rkhs import (
-    FeatureResNet,
-    KernelResNet,
-    RKHSResNet,
-    lifting_maps,
-    pl_quotient,
-    scaling_maps,
-)
+from resnet_limits.models.rkhs import FeatureResNet, KernelResNet, RKHSResNet, pl_quotient
 from resnet_limits.probes import evenly_spaced, log_spaced, member_rows
 from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
 from resnet_limits.studies.rff_width.settings import WidthSettings
 
-KERNELS: dict[str, Kernel] = {
-    "gaussian": Gaussian(),
-    "matern2.5": Matern(2.5),
-    "matern4.5": Matern(4.5),
-}
 INFINITE = math.inf  # the width of the kernel's own residuals
 
 
