@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resnet_limits.data.synthetic import standard_normal
 from resnet_limits.errors import UserError
+from resnet_limits.models.activations import LayerRule
 from resnet_limits.models.descent import DescendingChain
 from resnet_limits.probes import Probe, evenly_spaced, log_spaced, member_rows
 from resnet_limits.random import generator
@@ -174,8 +175,7 @@ class Kink(Problem):
             W,
             torch.ones_like(W),
             depth,
-            1 / depth,
-            activation,
+            LayerRule(1 / depth, activation),
             backend=settings.backend,
         )
 
@@ -219,17 +219,8 @@ def start_chain(
     with_factors = settings.scaling == "paper"
     outer = math.sqrt(settings.width) if with_factors else 1.0
     inner = math.sqrt(settings.dimension) if with_factors else 1.0
-    return DescendingChain(
-        x,
-        y,
-        W,
-        V,
-        depth,
-        1 / (outer * depth),
-        settings.activation,
-        inner_scale=1 / inner,
-        backend=settings.backend,
-    )
+    rule = LayerRule(1 / (outer * depth), settings.activation, 1 / inner)
+    return DescendingChain(x, y, W, V, depth, rule, backend=settings.backend)
 
 
 def gradient_descent(

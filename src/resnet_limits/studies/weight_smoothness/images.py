@@ -11,7 +11,7 @@ from torch import nn
 from resnet_limits.classification import Classification
 from resnet_limits.data.images import Images
 from resnet_limits.errors import UserError
-from resnet_limits.models.deep_convolution import DeepConvolution
+from resnet_limits.models.deep_convolution import CHANNEL_MULTIPLE, DeepConvolution
 from resnet_limits.models.smoothness import smoothness
 from resnet_limits.probes import Probe
 from resnet_limits.random import generator
@@ -54,16 +54,16 @@ class DeepClassification(Classification):
         """Measure `smoothness` of each convolution (Table 1, Figure 4)."""
         rows = [
             {"convolution": name, **{key: float(v) for key, v in smoothness(w)._asdict().items()}}
-            for name, w in self.network.kernels().items()
+            for name, w in self.network.filters().items()
         ]
         return pd.DataFrame(rows).assign(**self._when())
 
     def measure_entries(self) -> pd.DataFrame:
-        """List some entries of the kernels, always the same, over layers (Figure 3)."""
+        """List some entries of the filters, always the same, over layers (Figure 3)."""
         source = generator(self.settings.seed, "entries")
         frames = []
-        for name, kernels in self.network.kernels().items():
-            paths = kernels.detach().flatten(1)
+        for name, filters in self.network.filters().items():
+            paths = filters.detach().flatten(1)
             places = torch.randint(paths.shape[1], (self.settings.entries,), generator=source)
             for number, place in enumerate(places.tolist()):
                 values = paths[:, place].double().cpu().numpy()
@@ -87,5 +87,7 @@ def check(settings: SimpleNamespace) -> None:
             f"measured: {max(settings.measured)} is after the last of {settings.epochs} epochs; "
             "leave it out."
         )
-    if settings.backend == "numba" and settings.channels % 16:
-        raise UserError(f"channels: numba needs a multiple of 16, not {settings.channels}.")
+    if settings.backend == "numba" and settings.channels % CHANNEL_MULTIPLE:
+        raise UserError(
+            f"channels: numba needs a multiple of {CHANNEL_MULTIPLE}, not {settings.channels}."
+        )

@@ -1,0 +1,1 @@
+"""Plain implementations of the models, which engines are tested and timed against."""
