@@ -1,22 +1,28 @@
-"""One training iteration of a dense chain: this package's engines against a plain autograd loop.
+"""One training iteration of a dense chain: this package's engines against the naive autograd loop.
 
 Every path computes the loss and both gradients from the same numbers, in float32, in one process,
 taking turns. Memory is what one iteration adds at its peak, gradients included (Linux only).
 Run it on an idle machine: ``python benchmarks/chains.py``.
 """
 
+from __future__ import annotations
+
 import argparse
 import ctypes
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from resnet_limits.models.activations import LayerRule
 from resnet_limits.models.chains import ChainLoss, chain
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.reference import chains as reference
 
 SHAPES = [(64, 100, 16, 32), (64, 50, 16, 64), (1024, 100, 16, 32), (16384, 100, 16, 32)]
 FAMILY = [2**k for k in range(1, 11)] + [16384]
@@ -27,37 +33,34 @@ class Problem:
 
     def __init__(self, depth: int, samples: int, dimension: int, width: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.depth = depth
+        self.rule = LayerRule(1 / depth)
         self.x, self.y = torch.randn(2, samples, dimension, generator=generator)
         self.W = torch.randn(depth, width, dimension, generator=generator)
         self.V = torch.randn(depth, dimension, width, generator=generator) / width
 
-    def plain(self) -> list[Tensor]:
-        """Differentiate the loop that everyone writes first."""
-        W, V, h = self.W.requires_grad_(), self.V.requires_grad_(), self.x
-        for w, v in zip(W.unbind(0), V.unbind(0), strict=True):
-            h = h + (F.gelu(h @ w.T) @ v.T) / self.depth
-        return self._differentiate(h)
+    def naive(self) -> list[Tensor]:
+        """Differentiate the naive autograd loop."""
+        return self._differentiate(reference.chain)
 
     def chain(self) -> list[Tensor]:
         """Differentiate the same with one node for the whole chain."""
-        W, V = self.W.requires_grad_(), self.V.requires_grad_()
-        return self._differentiate(chain(self.x, W, V, 1 / self.depth))
+        return self._differentiate(chain)
 
-    def _differentiate(self, output: Tensor) -> list[Tensor]:
+    def _differentiate(self, model: Callable[..., Tensor]) -> list[Tensor]:
+        output = model(self.x, self.W.requires_grad_(), self.V.requires_grad_(), self.rule)
         loss = (output - self.y).square().mean()
         return [loss.detach(), *torch.autograd.grad(loss, [self.W, self.V])]
 
     def chain_loss(self, backend: str) -> Callable[[], list[Tensor]]:
         """Return the path through `ChainLoss`, whose buffers live as long as it does."""
         gradients = [torch.empty_like(self.W), torch.empty_like(self.V)]
-        loss = ChainLoss(self.x, self.y, self.W, 1 / self.depth, backend=backend)
+        loss = ChainLoss(self.x, self.y, self.W, self.rule, backend=backend)
         return lambda: [loss(self.W, self.V, *gradients), *gradients]
 
     def paths(self) -> dict[str, Callable[[], Callable[[], list[Tensor]]]]:
         """Return what makes each path ready to run."""
         return {
-            "plain autograd": lambda: self.plain,
+            "naive autograd": lambda: self.naive,
             "chain": lambda: self.chain,
             "ChainLoss": lambda: self.chain_loss("auto"),
             "ChainLoss, torch": lambda: self.chain_loss("torch"),
@@ -81,7 +84,7 @@ def _status(key: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
-def medians(paths: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def medians(paths: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return each path's median seconds, the paths taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(repeats):
@@ -92,10 +95,10 @@ def medians(paths: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def difference(result: list[Tensor], reference: list[Tensor]) -> float:
+def difference(result: list[Tensor], expected: list[Tensor]) -> float:
     """Return the largest error of loss and gradients, each relative to its largest entry."""
     return max(
-        ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(result, reference, strict=True)
+        ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(result, expected, strict=True)
     )
 
 
@@ -105,13 +108,13 @@ def compare(shape: tuple[int, int, int, int], repeats: int) -> None:
     makers = problem.paths()
     memory = {name: peak_memory(make) for name, make in makers.items()}
     paths = {name: make() for name, make in makers.items()}
-    reference = problem.plain()
-    errors = {name: difference(run(), reference) for name, run in paths.items()}
+    expected = problem.naive()
+    errors = {name: difference(run(), expected) for name, run in paths.items()}
     times = medians(paths, repeats)
     for name in paths:
-        ratio = times["plain autograd"] / times[name]
+        ratio = times["naive autograd"] / times[name]
         cost = f"{1e3 * times[name]:9.2f} {ratio:7.1f} {memory[name]:8.1f}"
-        share = memory[name] / memory["plain autograd"]
+        share = memory[name] / memory["naive autograd"]
         print(f"{shape!s:22} {name:18} {cost} {share:7.2f} {errors[name]:9.1e}", flush=True)
 
 

@@ -1,16 +1,20 @@
 """One training step of a deep convolutional network: this package's engines against plain modules.
 
 All paths train the network of `resnet_limits.models.deep_convolution` from the same weights on the
-same batches, optimizer included, in one process, taking turns. The plain one is a module per layer,
+same batches, optimizer included, in one process, taking turns. The naive one is a module per layer,
 contiguous, with biases that batch norm cancels. Errors are those of the first step's loss and of
-the gradient of the first convolution, behind which are all layers, against the plain path in
+the gradient of the first convolution, behind which are all layers, against the naive path in
 float64 and relative to its largest entry.
 Run it on an idle machine: ``python benchmarks/deep_convolution.py``.
 """
 
+from __future__ import annotations
+
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,49 +22,21 @@ from torch import Tensor, nn
 
 from resnet_limits.models.deep_convolution import DeepConvolution
 
-ACTIVATIONS = {"identity": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU}
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.reference.deep_convolution import ACTIVATIONS, modules
+
 STARTED = 0.1  # of bn2's weights: those of 0 would leave most gradients 0
-
-
-class PlainLayer(nn.Module):
-    """One residual layer."""
-
-    def __init__(self, depth: int, channels: int, activation: str) -> None:
-        super().__init__()
-        self.depth, self.sigma = depth, ACTIVATIONS[activation]()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Apply the layer."""
-        return h + self.bn2(self.conv2(self.sigma(self.bn1(self.conv1(h))))) / self.depth
-
-
-def plain(network: DeepConvolution) -> nn.Module:
-    """Write the network as everyone writes it first, with a copy of its parameters."""
-    channels = network.stem.out_channels
-    layers = [PlainLayer(network.depth, channels, network.activation) for _ in range(network.depth)]
-    for k, layer in enumerate(layers):
-        for name, kernels in network.kernels().items():
-            getattr(layer, name).weight.data.copy_(kernels[k])
-        layer.bn2.weight.data.copy_(network.bn2_weight[k])
-    stem = nn.Conv2d(*network.stem.weight.shape[1::-1], 5, stride=3, padding=1, bias=False)
-    head = nn.Linear(network.head.in_features, network.head.out_features)
-    stem.load_state_dict(network.stem.state_dict())
-    head.load_state_dict(network.head.state_dict())
-    norm = nn.BatchNorm2d(channels)
-    return nn.Sequential(stem, norm, nn.ReLU(), *layers, nn.AvgPool2d(4), nn.Flatten(), head)
 
 
 class Training:
     """A network, its optimizer and its batch."""
 
     def __init__(self, network: nn.Module, batch: tuple[Tensor, Tensor], bfloat16: bool) -> None:
-        self.network, self.bfloat16 = network, bfloat16
+        self.network = network
+        self.bfloat16 = bfloat16
         self.x, self.y = batch
-        stem = network.stem if isinstance(network, DeepConvolution) else network[0]
-        self.stem = stem.weight
+        stem = "stem" if isinstance(network, DeepConvolution) else "0"
+        self.stem = network.get_submodule(stem).get_parameter("weight")
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=0.04, momentum=0.9, weight_decay=5e-4
         )
@@ -71,8 +47,9 @@ class Training:
         with torch.autocast("cpu", torch.bfloat16, self.bfloat16):
             logits = self.network(self.x)
         loss = F.cross_entropy(logits.to(self.stem.dtype), self.y)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
+        assert self.stem.grad is not None
         return [loss.detach(), self.stem.grad]
 
 
@@ -90,14 +67,17 @@ def trainings(depth: int, arguments: argparse.Namespace) -> dict[str, Training]:
         nn.init.constant_(network.bn2_weight, STARTED)
         return network
 
-    last = {"memory_format": torch.channels_last}
+    def channels_last(model: nn.Module, bfloat16: bool = False) -> Training:
+        model = model.to(memory_format=torch.channels_last)
+        return Training(model, (x.to(memory_format=torch.channels_last), y), bfloat16)
+
     return {
-        "reference": Training(plain(start("torch")).double(), (x.double(), y), False),
-        "plain": Training(plain(start("torch")), (x, y), False),
-        "plain, bfloat16": Training(plain(start("torch")).to(**last), (x.to(**last), y), True),
-        "torch": Training(start("torch").to(**last), (x.to(**last), y), False),
-        "torch, bfloat16": Training(start("torch").to(**last), (x.to(**last), y), True),
-        "numba": Training(start("numba").to(**last), (x.to(**last), y), False),
+        "reference": Training(modules(start("torch")).double(), (x.double(), y), False),
+        "naive": Training(modules(start("torch")), (x, y), False),
+        "naive, bfloat16": channels_last(modules(start("torch")), bfloat16=True),
+        "torch": channels_last(start("torch")),
+        "torch, bfloat16": channels_last(start("torch"), bfloat16=True),
+        "numba": channels_last(start("numba")),
     }
 
 
@@ -120,7 +100,7 @@ def compare(depth: int, arguments: argparse.Namespace) -> None:
             path.step()
             seconds[name].append(time.perf_counter() - start)
     for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(seconds["plain"], times, strict=True)]
+        ratios = [a / b for a, b in zip(seconds["naive"], times, strict=True)]
         cost = f"{1e3 * statistics.median(times):9.1f} {statistics.median(ratios):7.2f}"
         print(f"{depth:5} {name:18} {cost} {errors[name]:9.1e}", flush=True)
 

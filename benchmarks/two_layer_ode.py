@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 import _timing as timing
 import torch
+from resnet_limits.studies.two_spirals.experiments import SpiralsProblem
 from torch import Tensor
 
 from resnet_limits.spec import load_study
-from resnet_limits.studies.two_spirals.experiments import SpiralsProblem
 from resnet_limits.train import Context
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -1,4 +1,6 @@
-"""Dense chains against plain autograd, against their limit, and against misuse."""
+"""Dense chains against a naive autograd loop, against their limit, and against misuse."""
+
+from __future__ import annotations
 
 import math
 import subprocess
@@ -7,23 +9,19 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from resnet_limits.models import chains
-from resnet_limits.models.activations import ACTIVATIONS
+from resnet_limits.models import engines
+from resnet_limits.models.activations import ACTIVATIONS, LayerRule
 from resnet_limits.models.chains import ChainLoss, chain
+from resnet_limits.models.descent import DescendingChain
+from resnet_limits.models.engines import has_numba
+from tests.reference import chains as reference
+from tests.reference.chains import gradients
 
 BACKENDS = [
-    pytest.param("numba", marks=pytest.mark.skipif(not chains._has_numba(), reason="no numba")),
+    pytest.param("numba", marks=pytest.mark.skipif(not has_numba(), reason="no numba")),
     "torch",
 ]
-REFERENCES = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "identity": lambda z: z,
-}
 # (seeds, samples, d, m, depth): one layer, odd depths around the chunks of 32, odd sizes around the
 # tiles of 4 and vectors of 8 or 16, more samples than one block.
 SHAPES = [
@@ -34,7 +32,7 @@ SHAPES = [
     ((3,), 18, 5, 2, 70),
     ((2,), 7, 8, 9, 31),
 ]
-STEP, INNER = 0.3, 0.7
+RULE = LayerRule(step_size=0.3)
 
 
 def problem(seeds, samples, d, m, depth, dtype=torch.float64):
@@ -46,36 +44,23 @@ def problem(seeds, samples, d, m, depth, dtype=torch.float64):
     return x, y, W, V
 
 
-def plain(x, W, V, step_size, activation, inner_scale=1.0):
-    h = x
-    for w, v in zip(W.unbind(-3), V.unbind(-3), strict=True):
-        h = h + step_size * REFERENCES[activation](inner_scale * (h @ w.mT)) @ v.mT
-    return h
-
-
-def gradients(function, x, y, W, V):
-    leaves = [t.detach().requires_grad_() for t in (x, W, V)]
-    loss = (function(*leaves) - y).square().mean(dim=(-2, -1))
-    return [loss.detach(), *torch.autograd.grad(loss.sum(), leaves)]
-
-
-def assert_same(results, references, tolerance=1e-10):
-    for result, reference in zip(results, references, strict=True):
-        assert result.shape == reference.shape
-        assert (result - reference).abs().max() <= tolerance * reference.abs().max()
+def assert_same(results, expected, tolerance=1e-10):
+    for result, exact in zip(results, expected, strict=True):
+        assert result.shape == exact.shape
+        assert (result - exact).abs().max() <= tolerance * exact.abs().max()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradients_are_those_of_plain_autograd(shape, activation, backend):
+def test_gradients_are_those_of_the_naive_loop(shape, activation, backend):
     x, y, W, V = problem(*shape)
-    expected = gradients(lambda *t: plain(*t, STEP, activation, INNER), x, y, W, V)
-    options = {"activation": activation, "inner_scale": INNER, "backend": backend}
-    assert_same(gradients(lambda *t: chain(*t, STEP, **options), x, y, W, V), expected)
+    rule = LayerRule(0.3, activation, 0.7)
+    expected = gradients(partial(reference.chain, rule=rule), x, y, W, V)
+    assert_same(gradients(partial(chain, rule=rule, backend=backend), x, y, W, V), expected)
 
     W_grad, V_grad = torch.full_like(W, math.nan), torch.full_like(V, math.nan)
-    loss = ChainLoss(x, y, W, STEP, **options)
+    loss = ChainLoss(x, y, W, rule, backend=backend)
     for _ in range(2):  # the buffers of a second call are not clean
         results = loss(W, V, W_grad, V_grad).clone(), W_grad, V_grad
     assert_same(results, [expected[0], *expected[2:]])
@@ -85,17 +70,17 @@ def test_gradients_are_those_of_plain_autograd(shape, activation, backend):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_single_precision(activation, backend):
     x, y, W, V = problem((), 100, 16, 32, 64, torch.float32)
-    expected = gradients(
-        lambda *t: plain(*t, STEP, activation), *(t.double() for t in (x, y, W, V))
-    )
-    results = gradients(lambda *t: chain(*t, STEP, activation, backend=backend), x, y, W, V)
+    rule = LayerRule(0.3, activation)
+    exact = (t.double() for t in (x, y, W, V))
+    expected = gradients(partial(reference.chain, rule=rule), *exact)
+    results = gradients(partial(chain, rule=rule, backend=backend), x, y, W, V)
     assert_same(results, expected, 1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_rounding_adds_up_no_faster_than_in_plain_autograd(backend):
+def test_rounding_adds_up_no_faster_than_in_the_naive_loop(backend):
     x, y, W, V = problem((), 5, 16, 32, 2000, torch.float32)
-    exact = gradients(lambda *t: chain(*t, STEP), *(t.double() for t in (x, y, W, V)))
+    exact = gradients(partial(chain, rule=RULE), *(t.double() for t in (x, y, W, V)))
 
     def error(function):
         results = gradients(function, x, y, W, V)
@@ -104,20 +89,20 @@ def test_rounding_adds_up_no_faster_than_in_plain_autograd(backend):
             for a, b in zip(results, exact, strict=True)
         ]
 
-    plain_errors = error(lambda *t: plain(*t, STEP, "gelu"))
-    assert max(error(lambda *t: chain(*t, STEP, backend=backend))) < 2 * max(plain_errors)
+    reference_errors = error(partial(reference.chain, rule=RULE))
+    assert max(error(partial(chain, rule=RULE, backend=backend))) < 2 * max(reference_errors)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_numerical_gradients(backend):
     x, _, W, V = (t.requires_grad_() for t in problem((2,), 3, 2, 3, 3))
-    assert torch.autograd.gradcheck(lambda *t: chain(*t, 0.5, backend=backend), (x, W, V))
+    assert torch.autograd.gradcheck(partial(chain, rule=LayerRule(0.5), backend=backend), (x, W, V))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_tensors(backend):
     x, y, W, V = problem((2,), 6, 3, 5, 9)
-    expected = gradients(lambda *t: plain(*t, STEP, "gelu"), x, y, W, V)
+    expected = gradients(partial(reference.chain, rule=RULE), x, y, W, V)
 
     def strided(t):
         wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1]).transpose(0, 1)
@@ -125,30 +110,30 @@ def test_strided_tensors(backend):
 
     x, y, W, V = (strided(t) for t in (x, y, W, V))
     W_grad, V_grad = strided(W), strided(V)
-    loss = ChainLoss(x, y, W, STEP, backend=backend)(W, V, W_grad, V_grad)
+    loss = ChainLoss(x, y, W, RULE, backend=backend)(W, V, W_grad, V_grad)
     assert not W_grad.is_contiguous()
     assert_same([loss, W_grad, V_grad], [expected[0], *expected[2:]])
-    assert_same(gradients(lambda *t: chain(*t, STEP, backend=backend), x, y, W, V), expected)
+    assert_same(gradients(partial(chain, rule=RULE, backend=backend), x, y, W, V), expected)
     parts = W.mT.contiguous().mT, V.mT.contiguous().mT
-    assert_same([chain(x, *parts, STEP, backend=backend)], [plain(x, W, V, STEP, "gelu")])
+    assert_same([chain(x, *parts, RULE, backend=backend)], [reference.chain(x, W, V, RULE)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_gradients_and_by_input_only(backend):
     x, _, W, V = problem((), 9, 4, 6, 40)
-    expected = plain(x, W, V, STEP, "gelu")
-    assert_same([chain(x, W, V, STEP, backend=backend)], [expected])
+    expected = reference.chain(x, W, V, RULE)
+    assert_same([chain(x, W, V, RULE, backend=backend)], [expected])
     x.requires_grad_()
     with torch.no_grad():
-        assert_same([chain(x, W, V, STEP, backend=backend)], [expected])
-    by_chain = torch.autograd.grad(chain(x, W, V, STEP, backend=backend).sum(), x)
-    assert_same(by_chain, torch.autograd.grad(plain(x, W, V, STEP, "gelu").sum(), x))
+        assert_same([chain(x, W, V, RULE, backend=backend)], [expected])
+    by_chain = torch.autograd.grad(chain(x, W, V, RULE, backend=backend).sum(), x)
+    assert_same(by_chain, torch.autograd.grad(reference.chain(x, W, V, RULE).sum(), x))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_accumulate_and_repeat(backend):
     x, _, W, V = (t.requires_grad_() for t in problem((), 9, 4, 6, 40))
-    output = chain(x, W, V, STEP, backend=backend).sum()
+    output = chain(x, W, V, RULE, backend=backend).sum()
     output.backward(retain_graph=True)
     once = [t.grad.clone() for t in (x, W, V)]
     output.backward()
@@ -158,7 +143,7 @@ def test_gradients_accumulate_and_repeat(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_same_bits_each_time(backend):
     x, y, W, V = problem((3,), 50, 16, 32, 40, torch.float32)
-    runs = [gradients(lambda *t: chain(*t, STEP, backend=backend), x, y, W, V) for _ in range(3)]
+    runs = [gradients(partial(chain, rule=RULE, backend=backend), x, y, W, V) for _ in range(3)]
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
 
 
@@ -166,11 +151,11 @@ def test_same_bits_each_time(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_number_of_threads(backend, threads):
     x, y, W, V = problem((), 50, 3, 4, 40)
-    expected = gradients(lambda *t: plain(*t, STEP, "gelu"), x, y, W, V)
+    expected = gradients(partial(reference.chain, rule=RULE), x, y, W, V)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        results = gradients(lambda *t: chain(*t, STEP, backend=backend), x, y, W, V)
+        results = gradients(partial(chain, rule=RULE, backend=backend), x, y, W, V)
     finally:
         torch.set_num_threads(before)
     assert_same(results, expected)
@@ -180,10 +165,11 @@ def test_number_of_threads(backend, threads):
 def test_first_call_leaves_the_number_of_threads_alone(backend):
     code = f"""
 import torch
+from resnet_limits.models.activations import LayerRule
 from resnet_limits.models.chains import chain
 torch.set_num_threads(1)
 W = torch.ones(1, 2, 2, dtype=torch.float64)
-chain(W[0], W, W, 1.0, backend="{backend}")
+chain(W[0], W, W, LayerRule(1.0), backend="{backend}")
 assert torch.get_num_threads() == 1
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -192,7 +178,7 @@ assert torch.get_num_threads() == 1
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_divergence_shows_and_passes(backend):
     x, y, W, V = problem((2,), 6, 3, 5, 9)
-    loss = ChainLoss(x, y, W, STEP, backend=backend)
+    loss = ChainLoss(x, y, W, RULE, backend=backend)
     W_grad, V_grad = torch.empty_like(W), torch.empty_like(V)
     clean = loss(W, V, W_grad, V_grad).clone(), W_grad.clone(), V_grad.clone()
     broken = W.clone()
@@ -213,7 +199,7 @@ def test_output_approaches_the_neural_ode_like_one_over_depth(backend):
     def output(depth):
         t = (torch.arange(depth, dtype=torch.float64) / depth)[:, None, None]
         path = W + torch.sin(3 * t) * dW, V + t**2 * dV
-        return chain(x, *path, 1 / depth, "gelu", backend=backend)
+        return chain(x, *path, LayerRule(1 / depth), backend=backend)
 
     limit = output(2**15)
     depths = [32, 64, 128, 256]
@@ -223,13 +209,11 @@ def test_output_approaches_the_neural_ode_like_one_over_depth(backend):
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    x, y, W, V = problem((), 2, 2, 2, 2)
+    x, _, W, V = problem((), 2, 2, 2, 2)
     with pytest.raises(ValueError, match=r"unknown activation 'swish'; known: gelu, gelu_tanh"):
-        chain(x, W, V, STEP, "swish")
-    with pytest.raises(ValueError, match=r"unknown activation"):
-        ChainLoss(x, y, W, STEP, "swish")
+        LayerRule(0.3, "swish")
     with pytest.raises(ValueError, match=r"unknown backend 'jax'; known: auto, numba, torch"):
-        chain(x, W, V, STEP, backend="jax")
+        chain(x, W, V, RULE, backend="jax")
 
 
 @pytest.mark.parametrize(
@@ -251,14 +235,14 @@ def test_unknown_names_are_refused_with_the_known_ones():
 def test_mismatches_are_refused(change):
     x, _, W, V = problem((), 4, 2, 3, 5)
     with pytest.raises(ValueError, match=r"got|must"):
-        chain(*change(x, W, V), STEP)
+        chain(*change(x, W, V), RULE)
 
 
 def test_loss_refuses_mismatches():
     x, y, W, V = problem((), 4, 2, 3, 5)
     with pytest.raises(ValueError, match=r"y has shape"):
-        ChainLoss(x, y[:2], W, STEP)
-    loss = ChainLoss(x, y, W, STEP)
+        ChainLoss(x, y[:2], W, RULE)
+    loss = ChainLoss(x, y, W, RULE)
     with pytest.raises(ValueError, match=r"W and W_grad must have shape \(5, 3, 2\)"):
         loss(W, V, W[:2], V)
     with pytest.raises(ValueError, match=r"V and V_grad must have shape \(5, 2, 3\)"):
@@ -266,12 +250,19 @@ def test_loss_refuses_mismatches():
 
 
 def test_backend_fits_type_and_installation(monkeypatch):
-    x, _, W, V = (t.bfloat16() for t in problem((), 4, 2, 3, 5))
-    assert chain(x, W, V, STEP).dtype == torch.bfloat16
+    x, y, W, V = (t.bfloat16() for t in problem((), 4, 2, 3, 5))
+    assert chain(x, W, V, RULE).dtype == torch.bfloat16
+    assert ChainLoss(x, y, W, RULE).engine == "torch"
     with pytest.raises(ValueError, match=r"numba needs float32 or float64 on the CPU"):
-        chain(x, W, V, STEP, backend="numba")
-    monkeypatch.setattr(chains, "_has_numba", lambda: False)
-    x, _, W, V = problem((), 4, 2, 3, 5)
-    assert isinstance(
-        chains._engine("auto", x[None], W[None], STEP, "gelu", 1.0, True), chains.TorchEngine
-    )
+        chain(x, W, V, RULE, backend="numba")
+    x, y, W, _ = problem((), 4, 2, 3, 5)
+    assert ChainLoss(x, y, W, RULE).engine == ("numba" if has_numba() else "torch")
+    monkeypatch.setattr(engines, "has_numba", lambda: False)
+    assert ChainLoss(x, y, W, RULE).engine == "torch"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_engine_is_the_one_asked_for(backend):
+    x, y, W, V = problem((), 4, 2, 3, 5)
+    assert ChainLoss(x, y, W, RULE, backend=backend).engine == backend
+    assert DescendingChain(x, y, W, V, 5, RULE, backend=backend).engine == backend

@@ -2,10 +2,10 @@
 
 import pandas as pd
 import pytest
+from resnet_limits.schemas import schema
 
 from resnet_limits.claims import decide, judge
 from resnet_limits.errors import UserError
-from resnet_limits.schemas import schema
 from resnet_limits.stats import TESTS, Estimate
 
 

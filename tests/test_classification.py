@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from resnet_limits.record import read_record
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +15,6 @@ from resnet_limits.classification import Classification, choose_precision, subse
 from resnet_limits.data.batches import Batches, Draw
 from resnet_limits.data.images import Split, load_images
 from resnet_limits.errors import UserError
-from resnet_limits.record import read_record
 from resnet_limits.spec import load_study
 from resnet_limits.train import Context, fit
 

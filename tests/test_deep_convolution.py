@@ -1,48 +1,21 @@
-"""The deep convolutional network against a plain module, and the smoothness of its weights."""
+"""The deep convolutional network against plain modules, and the smoothness of its weights."""
+
+from __future__ import annotations
 
 import math
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from resnet_limits.models.deep_convolution import DeepConvolution, initial_kernels
+from resnet_limits.models.deep_convolution import DeepConvolution, initial_filters
+from resnet_limits.models.engines import has_numba
 from resnet_limits.models.smoothness import smoothness
 from resnet_limits.random import generator
+from tests.reference.deep_convolution import ACTIVATIONS, modules
 
-SIGMA = {"identity": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU}
-
-
-class PlainLayer(nn.Module):
-    def __init__(self, depth, activation):
-        super().__init__()
-        self.depth = depth
-        self.conv1 = nn.Conv2d(16, 16, 3, padding=1)  # with biases, as the authors have them
-        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
-        self.bn1, self.bn2, self.sigma = nn.BatchNorm2d(16), nn.BatchNorm2d(16), SIGMA[activation]()
-
-    def forward(self, h):
-        return h + self.bn2(self.conv2(self.sigma(self.bn1(self.conv1(h))))) / self.depth
-
-
-def plain(network):
-    """Return the network written as everyone writes it first, with the same parameters."""
-    layers = [PlainLayer(network.depth, network.activation) for _ in range(network.depth)]
-    whole = nn.Sequential(
-        network.stem, network.stem_norm, nn.ReLU(), *layers, nn.AvgPool2d(4), nn.Flatten()
-    )
-    whole.append(network.head)
-    whole.double()
-    with torch.no_grad():
-        for k, layer in enumerate(layers):
-            for name, kernels in network.kernels().items():
-                getattr(layer, name).weight.copy_(kernels[k])
-            for name in ("bn1", "bn2"):
-                norm = getattr(layer, name)
-                norm.weight.copy_(getattr(network, f"{name}_weight")[k])
-                norm.bias.copy_(getattr(network, f"{name}_bias")[k])
-    return whole, layers
+needs_numba = pytest.mark.skipif(not has_numba(), reason="no numba")
+BACKENDS = [pytest.param("numba", marks=needs_numba), "torch"]
 
 
 def network_of(activation="gelu", backend="torch", *, depth=3, size=32, init="iid"):
@@ -63,24 +36,19 @@ def batch(size, count=5):
 
 # Feature maps of 10, 5 and 8 pixels a side: even, odd, and with padded tiles.
 @pytest.mark.parametrize("size", [32, 16, 26])
-@pytest.mark.parametrize("activation", SIGMA)
-@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_is_the_plain_module(backend, activation, size):
-    if backend == "numba":
-        pytest.importorskip("numba")
     network = network_of(activation, backend, size=size)
-    reference, layers = plain(network)
+    reference = modules(network)
+    layers = reference[3:-3]
     x, y = batch(size)
-    shared = [network.stem.weight, network.stem_norm.weight, network.head.weight]
+    for model in (reference, network):
+        F.cross_entropy(model(x), y).backward()
 
-    F.cross_entropy(reference(x), y).backward()
-    expected = [parameter.grad.clone() for parameter in shared]
-    network.stem_norm.reset_running_stats()
-    network.zero_grad()
-    F.cross_entropy(network(x), y).backward()
-
-    for parameter, gradient in zip(shared, expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
+    shared = (network.stem, network.stem_norm, network.head)
+    for module, expected in zip(shared, (reference[0], reference[1], reference[-1]), strict=True):
+        torch.testing.assert_close(module.weight.grad, expected.weight.grad)
     for k, layer in enumerate(layers):
         for name in ("conv1", "conv2"):
             found = getattr(network, name).grad[k].view(16, 16, 3, 3)
@@ -103,8 +71,8 @@ def test_is_the_plain_module(backend, activation, size):
         torch.testing.assert_close(network.eval()(x), reference.eval()(x))
 
 
+@needs_numba
 def test_two_forward_passes_do_not_share_buffers():
-    pytest.importorskip("numba")
     network = network_of(backend="numba")
     x, _ = batch(32)
     first, second = network(x), network(2 * x + 1)
@@ -116,12 +84,36 @@ def test_two_forward_passes_do_not_share_buffers():
     assert not torch.equal(first, second)
 
 
+@needs_numba
 def test_second_backward_pass_is_refused():
-    pytest.importorskip("numba")
     output = network_of(backend="numba")(batch(32)[0]).sum()
     output.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second forward"):
         output.backward()
+
+
+@needs_numba
+def test_buffers_are_of_the_present_type():
+    network = network_of(backend="numba").float()
+    x, _ = batch(32)
+    network(x.float()).sum().backward()
+    network.double().zero_grad()
+    network(x).sum().backward()
+    fresh = network_of(backend="numba").float().double()
+    fresh(x).sum().backward()
+    assert torch.equal(network.conv1.grad, fresh.conv1.grad)
+
+
+def test_engine_is_the_one_of_the_last_pass():
+    network = DeepConvolution(2, "gelu", "iid", generator(0, "weights"), size=16)
+    x = torch.zeros(4, 3, 16, 16)
+    usual = "numba" if has_numba() else "torch"
+    assert network.engine == usual
+    with torch.autocast("cpu", torch.bfloat16):
+        network(x)
+    assert network.engine == "torch"
+    network(x)
+    assert network.engine == usual
 
 
 def test_starts_as_the_identity():
@@ -131,10 +123,8 @@ def test_starts_as_the_identity():
     torch.testing.assert_close(network(x), network.head(F.avg_pool2d(h, 4).flatten(1)))
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_trains_in_channels_last(backend):
-    if backend == "numba":
-        pytest.importorskip("numba")
     source = generator(0, "weights")
     network = DeepConvolution(2, "relu", "iid", source, image_channels=1, size=16, backend=backend)
     network = network.to(memory_format=torch.channels_last)
@@ -154,15 +144,15 @@ def test_numba_refuses_what_it_cannot_do():
     network = DeepConvolution(
         2, "gelu", "iid", generator(0, "weights"), channels=8, backend="numba"
     )
-    with pytest.raises(ValueError, match="sixteens"):
+    with pytest.raises(ValueError, match="channels in 16s"):
         network(torch.zeros(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("init", ["weight_tied", "iid", "gaussian_process"])
 def test_every_start_has_the_same_marginal_law(init):
     """Normal with variance 1 / (3 fan_in) in the first layer and the last."""
-    kernels = initial_kernels(8, 48, init, 0.2, generator(0, "weights"))
-    for layer in kernels[[0, -1]]:
+    filters = initial_filters(8, 48, init, 0.2, generator(0, "weights"))
+    for layer in filters[[0, -1]]:
         scaled = layer.double().flatten() * math.sqrt(3 * 48 * 9)
         count = scaled.numel()
         assert abs(scaled.mean()) < 4 / math.sqrt(count)
@@ -171,8 +161,8 @@ def test_every_start_has_the_same_marginal_law(init):
 
 
 def test_weight_tied_start_is_perfectly_smooth():
-    kernels = initial_kernels(8, 16, "weight_tied", 0.2, generator(0, "weights"))
-    assert smoothness(kernels) == (0, 0, 0)
+    filters = initial_filters(8, 16, "weight_tied", 0.2, generator(0, "weights"))
+    assert smoothness(filters) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("init", "length_scale"), [("iid", 1.0), ("gaussian_process", 0.1)])
@@ -186,7 +176,7 @@ def test_ratio_of_random_starts_is_as_their_covariance_predicts(init, length_sca
     pairs = (c.sum() - depth) / (depth * (depth - 1))
     expected = (1 - c[0, 1]) / (1 - pairs)
     ratios = torch.stack([
-        smoothness(initial_kernels(depth, 16, init, length_scale, generator(seed, "weights")))[0]
+        smoothness(initial_filters(depth, 16, init, length_scale, generator(seed, "weights")))[0]
         for seed in range(30)
     ])  # fmt: skip
     error = ratios.std() / math.sqrt(len(ratios))

@@ -4,9 +4,6 @@ import json
 
 import pandas as pd
 import pytest
-
-from resnet_limits import record
-from resnet_limits.errors import UserError
 from resnet_limits.record import (
     collect,
     difference,
@@ -15,6 +12,9 @@ from resnet_limits.record import (
     read_run,
     write_record,
 )
+
+from resnet_limits import record
+from resnet_limits.errors import UserError
 from resnet_limits.spec import load_study
 
 CONFIG = load_study("two_spirals").run("smoke", "rate", "constant")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from resnet_limits.studies.rff_width.experiments import WidthProblem
 
 from resnet_limits.data.synthetic import jittered_grid, separation, standard_normal
 from resnet_limits.models.embeddings import scaling_maps
@@ -14,7 +15,6 @@ from resnet_limits.models.rkhs import FeatureResNet, KernelResNet, pl_quotient
 from resnet_limits.spec import load_study
 from resnet_limits.studies.rff_width import bounds
 from resnet_limits.studies.rff_width.bounds import LocalPL
-from resnet_limits.studies.rff_width.experiments import WidthProblem
 from resnet_limits.train import Context
 from tests.reference.rkhs import feature_gram
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from resnet_limits.record import Run, read_record
 
 from resnet_limits import style
 from resnet_limits.claims import judge
-from resnet_limits.record import Run, read_record
 from resnet_limits.spec import load_study
 from resnet_limits.studies.rff_width import image_tables, images, plots, tables
 from resnet_limits.train import Context, fit

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import scipy.special
 import torch
+from resnet_limits.record import Run, read_record
+from resnet_limits.studies.rff_width.experiments import WidthProblem
 
 from resnet_limits import style
-from resnet_limits.record import Run, read_record
 from resnet_limits.spec import load_study
 from resnet_limits.stats import TooFewError, halfway
 from resnet_limits.studies.rff_width import plots, tables
-from resnet_limits.studies.rff_width.experiments import WidthProblem
 from resnet_limits.train import Context, fit
 
 STUDY = "rff_width"

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from resnet_limits.studies.sorted_tau.dense import Dense
+from resnet_limits.studies.sorted_tau.experiments import cost, resnet
 from statsmodels.stats.power import TTestPower
 
 from resnet_limits.models.expansion import ACTIVATIONS, first_order, states, terms
 from resnet_limits.spec import load_study
 from resnet_limits.studies.sorted_tau import tables
-from resnet_limits.studies.sorted_tau.dense import Dense
-from resnet_limits.studies.sorted_tau.experiments import cost, resnet
 from resnet_limits.train import Context
 
 CPU = Context(torch.device("cpu"), Path("data"))

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import yaml
-
 from resnet_limits.document import with_generated_part
-from resnet_limits.errors import UserError
 from resnet_limits.schemas import read_yaml, schema
+
+from resnet_limits.errors import UserError
 from resnet_limits.spec import STUDIES, TRAINED_SCALES, Study, load_study, run_id, study_names
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from resnet_limits.record import read_record
 
 from resnet_limits import train
 from resnet_limits.locks import locked
 from resnet_limits.probes import Probe, evenly_spaced, log_spaced, member_rows
-from resnet_limits.record import read_record
 from resnet_limits.spec import load_study
 
 CONFIG = load_study("two_spirals").run("smoke", "depth", "depth10")

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from resnet_limits.record import read_record
+from resnet_limits.studies.two_spirals.experiments import spirals
 
 from resnet_limits import train
 from resnet_limits.probes import evenly_spaced
-from resnet_limits.record import read_record
 from resnet_limits.spec import load_study
 from resnet_limits.studies.two_spirals import tables
-from resnet_limits.studies.two_spirals.experiments import spirals
 
 STUDY = load_study("two_spirals")
 SIZES = np.array([32, 128, 512, 2048])

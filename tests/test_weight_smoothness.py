@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
+from resnet_limits.record import read_record, read_run
 
 from resnet_limits import train
 from resnet_limits.analysis import run_folder
 from resnet_limits.claims import VERDICTS, judge
 from resnet_limits.errors import UserError
+from resnet_limits.models.activations import LayerRule
 from resnet_limits.models.descent import DescendingChain, MovingWeights, train_chain
-from resnet_limits.record import read_record, read_run
 from resnet_limits.spec import load_study
 from resnet_limits.stats import log_line
 from resnet_limits.studies.weight_smoothness import experiments, images, tables, trajectory
+from tests.reference import chains as reference
 
 STUDY = load_study("weight_smoothness")
 CONTEXT = train.Context(torch.device("cpu"), Path())
@@ -170,25 +171,6 @@ def test_depths_share_data_and_first_weights():
         assert not chain.V.value.any()
 
 
-def plain_losses(x, y, W, V, learning_rate, steps, scaling="code"):
-    """Return the losses of the loop that everyone writes first."""
-    W, V = W.clone().requires_grad_(), V.clone().requires_grad_()
-    depth, width, dimension = W.shape
-    outer, inner = (width**-0.5, dimension**-0.5) if scaling == "paper" else (1, 1)
-    losses = []
-    for _ in range(steps + 1):
-        h = x
-        for w, v in zip(W, V, strict=True):
-            h = h + outer / depth * F.gelu(inner * (h @ w.T)) @ v.T
-        loss = (h - y).square().mean()
-        losses.append(loss.item())
-        gradients = torch.autograd.grad(loss, [W, V])
-        with torch.no_grad():
-            for weights, gradient in zip((W, V), gradients, strict=True):
-                weights -= learning_rate * depth * gradient
-    return losses
-
-
 @pytest.fixture
 def arrays():
     generator = torch.Generator().manual_seed(0)
@@ -197,10 +179,12 @@ def arrays():
     return x, y, torch.randn(6, 5, 4, **options), 0.1 * torch.randn(6, 4, 5, **options)
 
 
-def test_trajectory_is_that_of_a_plain_loop(arrays):
+def test_trajectory_is_that_of_the_naive_loop(arrays):
     before = [array.clone() for array in arrays]
     losses, W, _ = train_chain(*arrays, learning_rate=0.05, steps=20, backend="torch")
-    assert losses.tolist() == pytest.approx(plain_losses(*arrays, 0.05, 20), rel=1e-10)
+    assert losses.tolist() == pytest.approx(
+        reference.losses(*arrays, LayerRule(1 / 6), 0.05, 20), rel=1e-10
+    )
     assert losses[-1] < losses[0]
     assert not torch.equal(W, arrays[2])
     assert all(torch.equal(a, b) for a, b in zip(arrays, before, strict=True))
@@ -215,7 +199,10 @@ def test_trajectory_from_the_command_line(arrays, tmp_path, capsys, scaling):
     assert trajectory.main([str(file), *options, "--scaling", scaling]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step,loss"
-    expected = plain_losses(x, y, W[:1].repeat(6, 1, 1), 0 * V, 0.05, 5, scaling)
+    _, width, dimension = W.shape
+    outer, inner = (width**-0.5, dimension**-0.5) if scaling == "paper" else (1, 1)
+    rule = LayerRule(outer / 6, "gelu", inner)
+    expected = reference.losses(x, y, W[:1].repeat(6, 1, 1), 0 * V, rule, 0.05, 5)
     assert [float(line.split(",")[1]) for line in lines[1:]] == pytest.approx(expected, rel=1e-10)
 
 
@@ -232,12 +219,12 @@ def test_trajectory_says_what_is_missing(arrays, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_experiment_trains_like_a_plain_loop():
+def test_experiment_trains_like_the_naive_loop():
     depths = problem("large_depth", "seed0", dtype="float64")
     chain = depths.chains[2]
     x, y, W, V = experiments.draw(depths_settings(dtype="float64"), torch.device("cpu"))
     tied = [weights.expand(chain.depth, -1, -1) for weights in (W, V)]
-    expected = plain_losses(x, y, *tied, 0.01, 4)
+    expected = reference.losses(x, y, *tied, LayerRule(1 / chain.depth), 0.01, 4)
     losses = []
     for _ in range(5):
         losses.append(depths.step()[2].item())
@@ -330,7 +317,9 @@ def test_float32_deviations_resolve_what_float32_weights_do_not():
 def test_chain_of_one_type_refuses_another():
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="one floating type"):
-        DescendingChain(x, x, torch.zeros(1, 4, 2).double(), torch.zeros(1, 2, 4), 4, 0.25)
+        DescendingChain(
+            x, x, torch.zeros(1, 4, 2).double(), torch.zeros(1, 2, 4), 4, LayerRule(0.25)
+        )
 
 
 def test_every_claim_can_be_judged(trained):

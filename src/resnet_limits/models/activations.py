@@ -1,6 +1,9 @@
-"""Activations of dense chains and their derivatives, written into buffers."""
+"""Activations of dense chains, their derivatives, and the rule that puts them into layers."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -47,14 +50,31 @@ ACTIVATIONS = {
 }
 
 
-def activation_named(name: str) -> Activation:
-    """Return the activation called `name`.
+@dataclass(frozen=True)
+class LayerRule:
+    """What a layer h + step_size V sigma(inner_scale W h) of a dense chain does with its weights.
+
+    Parameters
+    ----------
+    step_size
+        The factor of the residual, such as 1 / L.
+    activation
+        Sigma, one of `ACTIVATIONS`: "gelu" (by the error function), "gelu_tanh", "tanh", "relu",
+        "identity".
+    inner_scale
+        The factor of the activation's argument.
 
     Raises
     ------
     ValueError
-        If there is none; the message names those there are.
+        If the activation is unknown.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+
+    step_size: float
+    activation: str = "gelu"
+    inner_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"unknown activation {self.activation!r}; known: {known}")

@@ -8,8 +8,8 @@ An autograd graph of such a chain spends its time on nodes, not on arithmetic, a
 tensors a layer. Here the whole chain is one node with a hand-written adjoint.
 """
 
-from functools import cache
-from importlib.util import find_spec
+from __future__ import annotations
+
 from math import prod
 from typing import Any, Protocol
 
@@ -17,24 +17,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resnet_limits.models.activations import ACTIVATIONS, activation_named
-
-BACKENDS = ("auto", "numba", "torch")
+from resnet_limits.models.activations import ACTIVATIONS, LayerRule
+from resnet_limits.models.engines import choose_engine, is_compilable
 
 
 def chain(
     x: Tensor,
     W: Tensor,
     V: Tensor,
-    step_size: float,
-    activation: str = "gelu",
+    rule: LayerRule,
     *,
-    inner_scale: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
     """Return h_L of h_{k+1} = h_k + step_size V_k sigma(inner_scale W_k h_k), h_0 = x.
 
-    Differentiable once by `x`, `W` and `V`.
+    Differentiable once with respect to `x`, `W` and `V`.
 
     Parameters
     ----------
@@ -44,13 +41,8 @@ def chain(
         Inner weights, of shape (L, m, d) or (S, L, m, d).
     V
         Outer weights, of shape (L, d, m) or (S, L, d, m).
-    step_size
-        The factor of the residuals, such as 1 / L.
-    activation
-        One of `ACTIVATIONS`: "gelu" (by the error function), "gelu_tanh", "tanh", "relu",
-        "identity".
-    inner_scale
-        The factor of the activation's argument.
+    rule
+        Step size, activation sigma and inner scale.
     backend
         "numba" (on the CPU, float32 or float64), "torch" (everywhere), or "auto": numba where it
         is installed and can do it. Numba compiles at the first use of each type, a quarter of a
@@ -65,7 +57,7 @@ def chain(
     Raises
     ------
     ValueError
-        If shapes, types or devices disagree, or a name is unknown.
+        If shapes, types or devices disagree, or the backend is unknown or cannot do it.
     ModuleNotFoundError
         If numba is asked for and missing.
     """
@@ -74,8 +66,8 @@ def chain(
     if not batched:
         x, W, V = x.unsqueeze(0), W.unsqueeze(0), V.unsqueeze(0)
     keep_states = torch.is_grad_enabled() and any(t.requires_grad for t in (x, W, V))
-    engine = _engine(backend, x, W, step_size, activation, inner_scale, keep_states)
-    output = _Chain.apply(x, W, V, engine)
+    engine = _new_engine(backend, x, W, rule, keep_states)
+    output: Tensor = _Chain.apply(x, W, V, engine)
     return output if batched else output.squeeze(0)
 
 
@@ -91,11 +83,13 @@ class ChainLoss:
         Inputs and targets, of shape (n, d) or (S, n, d). They are not copied.
     W
         Inner weights as in `chain`; only their shape counts.
-    step_size, activation, inner_scale, backend
+    rule, backend
         As in `chain`.
 
     Attributes
     ----------
+    engine
+        Name of the engine in use: "numba" or "torch".
     loss
         Tensor of shape () or (S,), overwritten by each call.
 
@@ -110,10 +104,8 @@ class ChainLoss:
         x: Tensor,
         y: Tensor,
         W: Tensor,
-        step_size: float,
-        activation: str = "gelu",
+        rule: LayerRule,
         *,
-        inner_scale: float = 1.0,
         backend: str = "auto",
     ) -> None:
         check_chain(x, W, W.mT)
@@ -125,7 +117,8 @@ class ChainLoss:
         self._x, self._y, W = (self._with_seeds(t.detach()) for t in (x, y, W))
         self._losses = self.loss.view(-1)
         self._residual, self._square = (torch.empty_like(self._x).contiguous() for _ in range(2))
-        self._engine = _engine(backend, self._x, W, step_size, activation, inner_scale, True)
+        self._engine = _new_engine(backend, self._x, W, rule, keep_states=True)
+        self.engine = self._engine.name
 
     def _with_seeds(self, tensor: Tensor) -> Tensor:
         return tensor if self._batched else tensor.unsqueeze(0)
@@ -167,7 +160,9 @@ def check_chain(x: Tensor, W: Tensor, V: Tensor) -> None:
 
 
 class Engine(Protocol):
-    """A backend's forward and backward pass of a chain, in buffers that each call overwrites."""
+    """Forward and backward pass of a chain, in buffers that each call overwrites."""
+
+    name: str
 
     def forward(self, x: Tensor, W: Tensor, V: Tensor) -> Tensor:
         """Return h_L, of shape (S, n, d)."""
@@ -177,7 +172,7 @@ class Engine(Protocol):
     ) -> Tensor:
         """Fill in the weights' gradients for the last forward pass, and return that of x.
 
-        `adjoint` is the loss's derivative by h_L.
+        `adjoint` is the loss's derivative with respect to h_L.
         """
 
 
@@ -197,32 +192,14 @@ class _Chain(torch.autograd.Function):
         return x_grad.clone(), W_grad, V_grad, None
 
 
-@cache
-def _has_numba() -> bool:
-    return find_spec("numba") is not None
-
-
-def _engine(
-    backend: str,
-    x: Tensor,
-    W: Tensor,
-    step_size: float,
-    activation: str,
-    inner_scale: float,
-    keep_states: bool,
-) -> Engine:
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-    activation_named(activation)
-    compilable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if backend == "numba" and not compilable:
-        raise ValueError(f"numba needs float32 or float64 on the CPU, not {x.dtype} on {x.device}")
-    if backend == "torch" or not (compilable and (_has_numba() or backend == "numba")):
-        return TorchEngine(x, W, step_size, activation, inner_scale, keep_states)
+def _new_engine(backend: str, x: Tensor, W: Tensor, rule: LayerRule, keep_states: bool) -> Engine:
+    needed = f"float32 or float64 on the CPU, not {x.dtype} on {x.device}"
+    if choose_engine(backend, is_compilable(x), needed) == "torch":
+        return TorchEngine(x, W, rule, keep_states)
     # Imported only here: it takes half a second, and numba is optional.
-    from resnet_limits.models._chain_kernels import NumbaEngine
+    from resnet_limits.models.compiled.chains import NumbaEngine
 
-    return NumbaEngine(x, W, step_size, activation, inner_scale, keep_states)
+    return NumbaEngine(x, W, rule, keep_states)
 
 
 class TorchEngine:
@@ -233,18 +210,12 @@ class TorchEngine:
     """
 
     CHUNK = 32
+    name = "torch"
 
-    def __init__(
-        self,
-        x: Tensor,
-        W: Tensor,
-        step_size: float,
-        activation: str,
-        inner_scale: float,
-        keep_states: bool,
-    ) -> None:
-        self._step_size, self._inner_scale = step_size, inner_scale
-        self._activation = ACTIVATIONS[activation]
+    def __init__(self, x: Tensor, W: Tensor, rule: LayerRule, keep_states: bool) -> None:
+        self._step_size = rule.step_size
+        self._inner_scale = rule.inner_scale
+        self._activation = ACTIVATIONS[rule.activation]
         depth, width = W.shape[1:3]
         chunk = min(self.CHUNK, depth) if keep_states else 0
         wide = (*x.shape[:-1], width)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from resnet_limits.models.activations import LayerRule
 from resnet_limits.models.chains import ChainLoss
 
 
@@ -28,7 +29,7 @@ class MovingWeights:
     deviation
         What is trained.
     grad
-        The loss's derivative by the weights; also ``deviation.grad``, for optimizers.
+        The loss's derivative with respect to the weights; also ``deviation.grad``, for optimizers.
     value
         Start plus deviation, up to date after `renew`.
     """
@@ -44,7 +45,8 @@ class MovingWeights:
         self._difference = torch.empty_like(self.deviation[..., 1:, :, :])
 
     def renew(self) -> None:
-        """Bring `value` up to date."""
+        """Bring `value` up to date, and let optimizers see `grad`."""
+        self.deviation.grad = self.grad  # an optimizer's zero_grad() takes it away
         if self.value is not self.deviation:
             torch.add(self._start, self.deviation, out=self.value)
 
@@ -54,7 +56,8 @@ class MovingWeights:
         difference = torch.sub(
             weights[..., 1:, :, :], weights[..., :-1, :, :], out=self._difference
         )
-        return torch.linalg.vector_norm(difference, dim=(-2, -1)).amax(-1)
+        norms: Tensor = torch.linalg.vector_norm(difference, dim=(-2, -1))
+        return norms.amax(-1)
 
     def distances(self, limit: MovingWeights) -> tuple[Tensor, Tensor]:
         """Return distances to a deeper chain's weights with the same tied start.
@@ -70,8 +73,8 @@ class MovingWeights:
             s of ||Z(s) - Z_limit(s)||_F.
         """
         deviation = self.deviation.unsqueeze(-3)
-        difference = limit.deviation.unflatten(-3, (deviation.shape[-4], -1)) - deviation
-        norms = torch.linalg.vector_norm(difference, dim=(-2, -1)).flatten(-2)
+        difference = torch.unflatten(limit.deviation, -3, (deviation.shape[-4], -1)) - deviation
+        norms: Tensor = torch.linalg.vector_norm(difference, dim=(-2, -1)).flatten(-2)
         return norms.square().mean(-1).sqrt(), norms.amax(-1)
 
 
@@ -87,8 +90,15 @@ class DescendingChain:
         for layers that start alike.
     depth
         Number of layers L.
-    step_size, activation, inner_scale, backend
+    rule, backend
         As in `resnet_limits.models.chains.chain`.
+
+    Attributes
+    ----------
+    W, V
+        The weights in training.
+    engine
+        Name of the engine in use: "numba" or "torch".
     """
 
     def __init__(
@@ -98,17 +108,15 @@ class DescendingChain:
         W: Tensor,
         V: Tensor,
         depth: int,
-        step_size: float,
-        activation: str = "gelu",
+        rule: LayerRule,
         *,
-        inner_scale: float = 1.0,
         backend: str = "auto",
     ) -> None:
         self.depth = depth
-        self.W, self.V = MovingWeights(W, depth), MovingWeights(V, depth)
-        self._loss = ChainLoss(
-            x, y, self.W.value, step_size, activation, inner_scale=inner_scale, backend=backend
-        )
+        self.W = MovingWeights(W, depth)
+        self.V = MovingWeights(V, depth)
+        self._loss = ChainLoss(x, y, self.W.value, rule, backend=backend)
+        self.engine = self._loss.engine
 
     def loss(self) -> Tensor:
         """Return the mean squared error, shape () or (S,), and leave gradients in ``.grad``."""
@@ -125,16 +133,14 @@ def train_chain(
     *,
     learning_rate: float,
     steps: int,
-    step_size: float | None = None,
-    activation: str = "gelu",
-    inner_scale: float = 1.0,
+    rule: LayerRule | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Train a chain on given data from given weights by full-batch gradient descent.
 
     The chain is h_{k+1} = h_k + step_size V_k sigma(inner_scale W_k h_k), h_0 = x; the loss is the
     mean over samples and coordinates of (h_L - y)^2; a step is
-    Z <- Z - learning_rate L (gradient by Z) for Z = W and V.
+    Z <- Z - learning_rate L (gradient with respect to Z) for Z = W and V.
 
     Parameters
     ----------
@@ -146,9 +152,9 @@ def train_chain(
         The learning rate without its factor L.
     steps
         Number of steps.
-    step_size
-        The factor of the residuals; 1 / L unless given.
-    activation, inner_scale, backend
+    rule
+        Step size, activation and inner scale; unless given, step size 1 / L, GELU and 1.
+    backend
         As in `resnet_limits.models.chains.chain`.
 
     Returns
@@ -157,10 +163,7 @@ def train_chain(
         Losses before each step and after the last, of shape (steps + 1,), and the trained W and V.
     """
     depth = len(W)
-    step_size = 1 / depth if step_size is None else step_size
-    chain = DescendingChain(
-        x, y, W, V, depth, step_size, activation, inner_scale=inner_scale, backend=backend
-    )
+    chain = DescendingChain(x, y, W, V, depth, rule or LayerRule(1 / depth), backend=backend)
     losses = [chain.loss().clone()]
     for _ in range(steps):
         for weights in (chain.W, chain.V):

@@ -21,7 +21,8 @@ class DeepConvolutionProblem(Classification):
 
     def __init__(self, settings: DeepConvolutionSettings, context: Context) -> None:
         super().__init__(settings, context)
-        self.engine = self.network.engine
+        # Compiled layers are float32.
+        self.engine = "torch" if self.precision == "bfloat16" else self.network.engine
         steps = [
             self.epoch_ends[epoch] for epoch in sorted({0, *settings.measured, settings.epochs})
         ]
@@ -51,16 +52,16 @@ class DeepConvolutionProblem(Classification):
         """Measure `smoothness` of each convolution (Table 1, Figure 4)."""
         rows = [
             {"convolution": name, **{key: float(v) for key, v in smoothness(w)._asdict().items()}}
-            for name, w in self.network.kernels().items()
+            for name, w in self.network.filters().items()
         ]
         return pd.DataFrame(rows).assign(**self._when())
 
     def measure_entries(self) -> pd.DataFrame:
-        """List some entries of the kernels, always the same, over layers (Figure 3)."""
+        """List some entries of the filters, always the same, over layers (Figure 3)."""
         source = generator(self.settings.seed, "entries")
         frames = []
-        for name, kernels in self.network.kernels().items():
-            paths = kernels.detach().flatten(1)
+        for name, filters in self.network.filters().items():
+            paths = filters.detach().flatten(1)
             places = torch.randint(paths.shape[1], (self.settings.entries,), generator=source)
             for number, place in enumerate(places.tolist()):
                 values = paths[:, place].double().cpu().numpy()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resnet_limits.data.synthetic import standard_normal
+from resnet_limits.models.activations import LayerRule
 from resnet_limits.models.descent import DescendingChain
 from resnet_limits.probes import evenly_spaced, log_spaced, member_rows
 from resnet_limits.problem import Context, Data, Probe, Problem
@@ -180,8 +181,7 @@ class KinkProblem(Problem):
             W,
             torch.ones_like(W),
             depth,
-            1 / depth,
-            activation,
+            LayerRule(1 / depth, activation),
             backend=settings.backend,
         )
 
@@ -210,17 +210,8 @@ def start_chain(
     with_factors = settings.scaling == "paper"
     outer = math.sqrt(settings.width) if with_factors else 1.0
     inner = math.sqrt(settings.dimension) if with_factors else 1.0
-    return DescendingChain(
-        x,
-        y,
-        W,
-        V,
-        depth,
-        1 / (outer * depth),
-        settings.activation,
-        inner_scale=1 / inner,
-        backend=settings.backend,
-    )
+    rule = LayerRule(1 / (outer * depth), settings.activation, 1 / inner)
+    return DescendingChain(x, y, W, V, depth, rule, backend=settings.backend)
 
 
 def gradient_descent(

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from resnet_limits.errors import UserError
-from resnet_limits.models.activations import ACTIVATIONS
-from resnet_limits.models.chains import BACKENDS
+from resnet_limits.models.activations import ACTIVATIONS, LayerRule
 from resnet_limits.models.descent import train_chain
+from resnet_limits.models.engines import BACKENDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             V,
             learning_rate=options.learning_rate,
             steps=options.steps,
-            step_size=1 / (depth * (width**0.5 if factors else 1)),
-            inner_scale=dimension**-0.5 if factors else 1.0,
-            activation=options.activation,
+            rule=LayerRule(
+                step_size=1 / (depth * (width**0.5 if factors else 1)),
+                activation=options.activation,
+                inner_scale=dimension**-0.5 if factors else 1.0,
+            ),
             backend=options.backend,
         )
     except (UserError, ValueError, OSError) as error:

@@ -1,20 +1,25 @@
 """Explicit vectors for numba: 64 bytes of a matrix row held in one register.
 
 Loops over a dozen features are too short for LLVM's vectoriser, which leaves products of such
-matrices at a fifth of the machine's speed. So the products say themselves what a vector is.
-
-Numba does not see that its cached code depends on this file: after a change here, delete the cached
-code of the modules that import it (``__pycache__/*.nb*``).
+matrices at a fifth of the machine's speed. So the kernels say themselves what a vector is.
 """
 
 # ruff: noqa: ARG001  (numba's compiler passes objects without public types)
+# mypy: allow-subclassing-any, allow-untyped-calls
+
+from __future__ import annotations
 
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
+from numpy.typing import NDArray
+
+from resnet_limits.models.compiled.jit import intrinsic, jit
+
+Array = NDArray[Any]
 
 REGISTER_BITS = 512  # narrower machines use two or four registers for one
 
@@ -35,9 +40,15 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, ir.VectorType(scalar, lanes.count))
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: tuple) -> Any:
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
     array = context.make_array(array_type)(context, builder, array)
     return cgutils.get_item_pointer(context, builder, array_type, array, index, wraparound=False)
+
+
+@jit(forceinline=True)
+def lanes(array: Array) -> int:
+    """Return how many scalars of the array's type a vector holds."""
+    return REGISTER_BITS // (8 * array.itemsize)
 
 
 @intrinsic
@@ -45,7 +56,7 @@ def load(typing_context: Any, array: Any, i: Any, j: Any) -> Any:
     """Return ``array[i, j:j + lanes]``; the last axis must be contiguous, bounds are unchecked."""
     lanes = Lanes(array.dtype)
 
-    def generate(context: Any, builder: Any, _: Any, arguments: tuple) -> Any:
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         first = _pointer(context, builder, array, arguments[0], arguments[1:])
         vector = context.get_value_type(lanes).as_pointer()
         return builder.load(builder.bitcast(first, vector), align=array.dtype.bitwidth // 8)
@@ -58,17 +69,30 @@ def zeros(typing_context: Any, array: Any) -> Any:
     """Return a vector of zeros of the type that `load` returns."""
     lanes = Lanes(array.dtype)
 
-    def generate(context: Any, _builder: Any, _signature: Any, _arguments: tuple) -> Any:
+    def generate(context: Any, _builder: Any, _signature: Any, _arguments: Any) -> Any:
         return ir.Constant(context.get_value_type(lanes), None)
 
     return lanes(array), generate
 
 
 @intrinsic
+def store(typing_context: Any, array: Any, i: Any, j: Any, vector: Any) -> Any:
+    """Write `vector` to ``array[i, j:j + lanes]``."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        first = _pointer(context, builder, array, arguments[0], arguments[1:3])
+        first = builder.bitcast(first, arguments[3].type.as_pointer())
+        builder.store(arguments[3], first, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vector), generate
+
+
+@intrinsic
 def add_to(typing_context: Any, array: Any, i: Any, j: Any, vector: Any) -> Any:
     """Add `vector` to ``array[i, j:j + lanes]``, in place."""
 
-    def generate(context: Any, builder: Any, _: Any, arguments: tuple) -> Any:
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         first = _pointer(context, builder, array, arguments[0], arguments[1:3])
         first = builder.bitcast(first, arguments[3].type.as_pointer())
         size = array.dtype.bitwidth // 8
@@ -83,7 +107,7 @@ def add_to(typing_context: Any, array: Any, i: Any, j: Any, vector: Any) -> Any:
 def add_multiple(typing_context: Any, total: Any, array: Any, i: Any, j: Any, vector: Any) -> Any:
     """Return ``total + array[i, j] * vector``."""
 
-    def generate(_context: Any, builder: Any, _: Any, arguments: tuple) -> Any:
+    def generate(_context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         total, array_value, i, j, vector = arguments
         factor = builder.load(_pointer(_context, builder, array, array_value, (i, j)))
         undefined = ir.Constant(vector.type, ir.Undefined)
@@ -96,32 +120,15 @@ def add_multiple(typing_context: Any, total: Any, array: Any, i: Any, j: Any, ve
     return total(total, array, types.intp, types.intp, vector), generate
 
 
-@intrinsic
-def exponent_from_last_bits(typing_context: Any, number: Any) -> Any:
-    """Return ``2**n`` for a `number` whose last mantissa bits hold the integer n."""
-    integer, mantissa_bits, bias = {
-        types.float32: (ir.IntType(32), 23, 127),
-        types.float64: (ir.IntType(64), 52, 1023),
-    }[number]
+def _elementwise(name: str) -> Any:
+    @intrinsic
+    def operation(typing_context: Any, a: Any, b: Any) -> Any:
+        def generate(_context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            return getattr(builder, name)(*arguments, flags=["contract"])
 
-    def generate(_context: Any, builder: Any, _: Any, arguments: tuple) -> Any:
-        bits = builder.bitcast(arguments[0], integer)
-        bits = builder.shl(bits, ir.Constant(integer, mantissa_bits))
-        bits = builder.add(bits, ir.Constant(integer, bias << mantissa_bits))
-        return builder.bitcast(bits, arguments[0].type)
+        return a(a, b), generate
 
-    return number(number), generate
+    return operation
 
 
-@intrinsic
-def polynomial(typing_context: Any, coefficients: Any, x: Any) -> Any:
-    """Return the polynomial at `x`, highest coefficient first, by Horner's rule without a loop."""
-
-    def generate(_context: Any, builder: Any, _: Any, arguments: tuple) -> Any:
-        total, *rest = cgutils.unpack_tuple(builder, arguments[0])
-        for coefficient in rest:
-            total = builder.fmul(total, arguments[1], flags=["contract"])
-            total = builder.fadd(total, coefficient, flags=["contract"])
-        return total
-
-    return x(coefficients, x), generate
+plus, minus, times = (_elementwise(name) for name in ("fadd", "fsub", "fmul"))
