@@ -11,7 +11,7 @@ from resnet_limits.record import Run, read_record
 from resnet_limits import style
 from resnet_limits.claims import judge
 from resnet_limits.spec import load_study
-from resnet_limits.studies.rff_width import image_tables, images, plots, tables
+from resnet_limits.studies.rff_width import image_plots, image_tables, images
 from resnet_limits.train import Context, fit
 
 STUDY = "rff_width"
@@ -139,13 +139,13 @@ def test_channels_figure_finds_the_widest_network_at_every_scale():
 
 
 def test_tables_and_figures(runs, tmp_path):
-    made = {name: getattr(tables, name)(runs) for name in TABLES}
+    made = {name: getattr(image_tables, name)(runs) for name in TABLES}
     assert set(made["mnist_final"]["channels"]) == {4, 32}
     assert (made["mnist_final"]["epoch"] == 2).all()
     assert len(made["image_means"]) == 4 * (len(made["mnist_final"]) + len(made["cifar_final"]))
     with style.applied():
         for name in EXPERIMENTS:
-            figure = getattr(plots, name)(made)
+            figure = getattr(image_plots, name)(made)
             lines = [line for ax in figure.axes for line in ax.get_lines()]
             assert len(lines) == 2 * 2  # two networks, loss and error
             style.save(figure, tmp_path / name, made, [], "smoke")
@@ -154,12 +154,19 @@ def test_tables_and_figures(runs, tmp_path):
             assert set(claim.get("select", {})) <= set(made[claim["table"]].columns)
 
 
-def test_tables_and_figures_of_a_scale_that_runs_none():
-    nothing = {name: [] for name in EXPERIMENTS}
-    made = {name: getattr(tables, name)(nothing) for name in TABLES}
-    assert all(table.empty and len(table.columns) for table in made.values())
-    for name in EXPERIMENTS:
-        assert "not run" in getattr(plots, name)(made).axes[0].texts[0].get_text()
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_means_of_one_experiment_alone(runs, experiment):
+    found = image_tables.image_means(
+        {name: [] for name in EXPERIMENTS} | {experiment: runs[experiment]}
+    )
+    networks = {(run.settings["layers"], run.settings["model"]) for run in runs[experiment]}
+    assert set(zip(found["layers"], found["model"], strict=True)) == networks
+
+
+def test_channels_figure_without_few_channels_says_so(runs):
+    alone = {"mnist_layers": runs["mnist_layers"], "mnist_channels": []}
+    figure = image_plots.mnist_channels({"mnist_curves": image_tables.mnist_curves(alone)})
+    assert "not run" in figure.axes[0].texts[0].get_text()
 
 
 def test_speed_is_the_mean_log_loss_after_pretraining():

@@ -1,19 +1,16 @@
 """The study of finite and infinite width: every experiment, table and figure, by known answers."""
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.special
 import torch
 from resnet_limits.record import Run, read_record
 from resnet_limits.studies.rff_width.experiments import WidthProblem
 
 from resnet_limits import style
 from resnet_limits.spec import load_study
-from resnet_limits.stats import TooFewError, halfway
 from resnet_limits.studies.rff_width import plots, tables
 from resnet_limits.train import Context, fit
 
@@ -145,53 +142,30 @@ def test_every_figure_is_drawn_from_the_tables_it_names(runs):
             assert getattr(plots, name)(given).axes
 
 
+def test_tables_and_figures_of_every_run_alone(runs):
+    study = load_study(STUDY)
+    alone = [(experiment, run) for experiment, found in runs.items() for run in found]
+    for experiment, run in alone:
+        given = {name: [] for name in EXPERIMENTS} | {experiment: [run]}
+        made = {
+            name: getattr(tables, name)(
+                {name: given[name] for name in study.tables[name]["experiments"]}
+            )
+            for name in own_tables()
+            if experiment in study.tables[name]["experiments"]
+        }
+        assert all("dataset" in table for table in made.values())
+        with style.applied():
+            for name, figure in study.figures.items():
+                if set(figure["tables"]) <= set(made):
+                    assert getattr(plots, name)(made).axes
+
+
 def test_bounds_hold_on_every_network(runs):
     kept = tables.pl_kept(runs)
     assert kept["kept"].all()
     assert kept.query("embedding == 'scaling' and size >= 16")["informative"].all()
     assert tables.theorem(runs)["holds"].all()
-
-
-def test_a_planted_rate_is_recovered():
-    steps = np.arange(0, 100, 5)
-    columns = tables._decay_columns(pd.DataFrame({"step": steps, "loss": 3 * 0.9**steps}))
-    assert columns["rate"] == pytest.approx(-math.log(0.9))
-    assert columns["linear"]
-    slow = pd.DataFrame({"step": steps + 1, "loss": 1 / (1 + steps) ** 0.1})
-    assert not tables._decay_columns(slow)["linear"]
-
-
-# The threshold
-
-
-def planted(midpoint, steepness, draws, seed=0):
-    source = np.random.default_rng(seed)
-    widths = np.repeat(2.0 ** np.arange(11), draws)
-    share = scipy.special.expit(steepness * np.log(widths / midpoint))
-    return pd.DataFrame({"width": widths, "converged": source.random(len(widths)) < share})
-
-
-def test_a_planted_threshold_is_recovered_with_its_interval():
-    covered = 0
-    for seed in range(40):
-        found = halfway(planted(20.0, 2.0, 20, seed), "width", "converged")
-        assert found.value == pytest.approx(20.0, rel=0.6)
-        covered += found.low <= 20 <= found.high
-    assert covered >= 34
-
-
-def test_a_separated_threshold_has_the_bracket_as_interval():
-    found = halfway(planted(20.0, 1e3, 10), "width", "converged")
-    assert found.value == pytest.approx(math.sqrt(16 * 32), rel=0.01)
-    assert found.low == pytest.approx(16, rel=0.02)
-    assert found.high == pytest.approx(32, rel=0.02)
-
-
-def test_no_threshold_without_both_outcomes():
-    rows = planted(20.0, 1e3, 10)
-    for value in (True, False):
-        with pytest.raises(TooFewError):
-            halfway(rows.assign(converged=value), "width", "converged")
 
 
 def test_claims_select_by_columns_that_exist(runs):

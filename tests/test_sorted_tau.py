@@ -12,9 +12,10 @@ from resnet_limits.studies.sorted_tau.dense import Dense
 from resnet_limits.studies.sorted_tau.experiments import cost, resnet
 from statsmodels.stats.power import TTestPower
 
+from resnet_limits import style
 from resnet_limits.models.expansion import ACTIVATIONS, first_order, states, terms
 from resnet_limits.spec import load_study
-from resnet_limits.studies.sorted_tau import tables
+from resnet_limits.studies.sorted_tau import dense_tables, plots, tables
 from resnet_limits.train import Context
 
 CPU = Context(torch.device("cpu"), Path("data"))
@@ -216,11 +217,14 @@ def test_table1_says_what_the_pairs_could_have_shown():
     assert test.power(0.5 / spread, row["needed"] - 1, 0.05) < 0.8
 
 
-def test_tables_of_a_scale_without_image_runs_are_empty_but_there():
-    nothing = {"resnet20": [], "deeper": []}
-    assert len(tables.curves(nothing)) == len(tables.pairs(nothing)) == 0
-    assert len(tables.steps(nothing)) == 0
-    assert (tables.table1(nothing)["status"] == "not run").all()
+def test_runs_of_one_method_make_no_pair():
+    runs = {"resnet20": planted([0.1, 0.2])["resnet20"][::2], "deeper": []}
+    assert set(tables.curves(runs)["method"]) == {"vanilla"}
+    assert tables.pairs(runs).empty
+    made = {"table1": tables.table1(runs), "pairs": tables.pairs(runs)}
+    assert (made["table1"]["status"] == "not run").all()
+    with style.applied():
+        assert "nothing" in plots.table1(made).legends[0].get_title().get_text()
 
 
 @pytest.mark.parametrize(("kind", "slope"), [("factorial", -1.0), ("geometric", 0.0)])
@@ -229,5 +233,5 @@ def test_planted_series_have_their_slopes(monkeypatch, kind, slope):
     norms = 3.0**orders / ([math.factorial(k) for k in orders] if kind == "factorial" else 1)
     rows = pd.DataFrame({"order": orders, "norm": norms, "seed": 0, "dataset": "planted"})
     rows = rows.assign(activation="tanh", start="tied", depth=4, trained=False, deepest=True)
-    monkeypatch.setattr(tables, "_dense", lambda *_: rows)
-    assert tables.expansion_slopes({})["slope"].iloc[0] == pytest.approx(slope, abs=1e-10)
+    monkeypatch.setattr(dense_tables, "_dense", lambda *_: rows)
+    assert dense_tables.expansion_slopes({})["slope"].iloc[0] == pytest.approx(slope, abs=1e-10)

@@ -1,10 +1,14 @@
 """Planted values are found again, and intervals cover at the stated rate."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.special
 
 from resnet_limits import stats
+from resnet_limits.errors import UserError
 
 
 def power_law(slope, noise, seed=0, sizes=(32, 64, 128, 256, 512), seeds=10):
@@ -134,3 +138,130 @@ def test_means_are_students():
     assert np.isnan(table.loc["b", "high"])
     mean = stats.mean(rows[rows["g"] == "a"], "v")
     assert (mean.low, mean.high) == pytest.approx(tuple(table.loc["a", ["low", "high"]]))
+
+
+# Averages
+
+
+def crossed(factor):
+    """Two methods whose errors differ by a factor, and other measurements of every row."""
+    one = power_law(-0.7, 0.1).assign(method="one")
+    other = one.assign(method="other", error=factor * one["error"])
+    rows = pd.concat([one, other], ignore_index=True)
+    return rows.assign(loss=rows["error"] ** 2, diverged=rows["seed"] == 3, dataset="planted")
+
+
+def test_averages_run_over_the_named_column_alone():
+    estimate = stats.slope(crossed(8.0), "n", "error", mean_over="seed")
+    assert estimate.n == 10
+    # Over seeds and methods together there would be no residual between the methods.
+    assert estimate.high - estimate.low > 0.5
+    for method, rows in crossed(8.0).groupby("method"):
+        alone = stats.slope(rows, "n", "error", mean_over="seed")
+        assert alone.n == 5, method
+        assert alone.value == pytest.approx(estimate.value)
+
+
+def test_average_of_one_condition_is_the_mean_at_each_size():
+    rows = power_law(-0.7, 0.3).assign(wrong=lambda rows: (1000 * rows["error"]).astype(int))
+    means = rows.groupby("n", as_index=False)["error"].mean()
+    by_hand = stats.slope(means, "n", "error")
+    assert stats.slope(rows, "n", "error", mean_over="seed") == by_hand
+    assert stats.slope(rows.sample(frac=0.8, random_state=0), "n", "error", mean_over="seed").n == 5
+
+
+@pytest.mark.parametrize("column", ["sed", "n", "banana"])
+def test_average_over_an_unknown_column_is_refused(column):
+    with pytest.raises(UserError, match=f"mean_over: column '{column}'.*seed"):
+        stats.slope(power_law(-0.7, 0.1), "n", "error", mean_over=column)
+
+
+def test_average_over_a_column_that_leaves_rows_alike_is_refused():
+    twice = pd.concat([power_law(-0.7, 0.1, seed) for seed in (0, 1)])
+    with pytest.raises(UserError, match="averaged too"):
+        stats.slope(twice, "n", "error", mean_over="seed")
+
+
+# Columns of tables
+
+
+def test_line_columns_are_the_slope():
+    rows = power_law(-0.7, 0.1)
+    names = ["slope", "low", "high", "p_value", "points", "intercept"]
+    found = stats.line_columns(rows, "n", "error", names)
+    slope = stats.slope(rows, "n", "error")
+    expected = [slope.value, slope.low, slope.high, slope.p_value, slope.n]
+    assert list(found.values())[:-1] == expected
+    assert found["intercept"] == pytest.approx(np.log(3.0), abs=0.2)
+
+
+def test_line_columns_without_a_line_are_not_numbers():
+    found = stats.line_columns(power_law(-1, 0, sizes=(32,)), "n", "error", ["slope", "points"])
+    assert np.isnan(found["slope"])
+    assert found["points"] == 0
+
+
+DECAY = ["first_step", "last_step", "rate", "falls", "linear"]
+
+
+def test_a_planted_decay_is_recovered():
+    steps = np.arange(5, 100, 5)
+    found = stats.decay_columns(pd.DataFrame({"step": steps, "loss": 3 * 0.9**steps}), DECAY)
+    assert found == {
+        "first_step": 5,
+        "last_step": 95,
+        "rate": pytest.approx(-np.log(0.9)),
+        "falls": True,
+        "linear": True,
+    }
+    slow = stats.decay_columns(pd.DataFrame({"step": steps, "loss": steps**-0.1}), DECAY)
+    assert slow["falls"]
+    assert not slow["linear"]
+
+
+@pytest.mark.parametrize("losses", [[3.0, 2.0], [3.0, 2.0, 1.0, np.inf, np.nan]])
+def test_a_short_or_diverged_decay_has_no_rate(losses):
+    rows = pd.DataFrame({"step": range(len(losses)), "loss": losses})
+    found = stats.decay_columns(rows, DECAY)
+    assert np.isnan(found["rate"])
+    assert not found["falls"]
+    assert not found["linear"]
+
+
+# The threshold
+
+
+def planted(midpoint, steepness, draws, seed=0):
+    source = np.random.default_rng(seed)
+    widths = np.repeat(2.0 ** np.arange(11), draws)
+    share = scipy.special.expit(steepness * np.log(widths / midpoint))
+    return pd.DataFrame({"width": widths, "converged": source.random(len(widths)) < share})
+
+
+def test_a_planted_threshold_is_recovered_with_its_interval():
+    covered = 0
+    for seed in range(40):
+        found = stats.halfway(planted(20.0, 2.0, 20, seed), "width", "converged")
+        assert found.value == pytest.approx(20.0, rel=0.6)
+        covered += found.low <= 20 <= found.high
+    assert covered >= 34
+
+
+def test_a_separated_threshold_has_the_bracket_as_interval():
+    found = stats.halfway(planted(20.0, 1e3, 10), "width", "converged")
+    assert found.value == pytest.approx(math.sqrt(16 * 32), rel=0.01)
+    assert found.low == pytest.approx(16, rel=0.02)
+    assert found.high == pytest.approx(32, rel=0.02)
+
+
+def test_no_threshold_without_both_outcomes():
+    rows = planted(20.0, 1e3, 10)
+    for value in (True, False):
+        with pytest.raises(stats.TooFewError):
+            stats.halfway(rows.assign(converged=value), "width", "converged")
+
+
+def test_parameters_are_what_a_claim_may_give_as_arguments():
+    assert stats.parameters("mean") == ["value"]
+    assert stats.parameters("slope") == ["x", "y", "log", "mean_over"]
+    assert all("rows" not in stats.parameters(test) for test in stats.TESTS)

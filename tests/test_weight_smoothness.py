@@ -10,7 +10,7 @@ import pytest
 import torch
 from resnet_limits.record import read_record, read_run
 
-from resnet_limits import train
+from resnet_limits import style, train
 from resnet_limits.analysis import run_folder
 from resnet_limits.claims import VERDICTS, judge
 from resnet_limits.errors import UserError
@@ -18,7 +18,15 @@ from resnet_limits.models.activations import LayerRule
 from resnet_limits.models.descent import DescendingChain, MovingWeights, train_chain
 from resnet_limits.spec import load_study
 from resnet_limits.stats import log_line
-from resnet_limits.studies.weight_smoothness import experiments, images, tables, trajectory
+from resnet_limits.studies.weight_smoothness import (
+    experiments,
+    image_plots,
+    image_tables,
+    images,
+    plots,
+    tables,
+    trajectory,
+)
 from tests.reference import chains as reference
 
 STUDY = load_study("weight_smoothness")
@@ -68,13 +76,37 @@ def test_every_run_finishes(trained):
             assert run.record["outcome"]["steps"] == last
 
 
+def table_of(name, runs):
+    """Make a table by its name, of the experiments that it reads."""
+    function = getattr(tables, name, None) or getattr(image_tables, name)
+    return function(
+        {experiment: runs[experiment] for experiment in STUDY.tables[name]["experiments"]}
+    )
+
+
 @pytest.mark.parametrize("name", STUDY.tables)
 def test_tables_are_tidy(trained, name):
-    runs = {experiment: trained[experiment] for experiment in STUDY.tables[name]["experiments"]}
-    table = getattr(tables, name)(runs)
+    table = table_of(name, trained)
     assert len(table)
     assert set(table["dataset"]) <= {"gaussian", "one_sample", "digits"}
     assert not table.duplicated().any()
+
+
+@pytest.mark.parametrize(("experiment", "run"), RUNS)
+def test_tables_and_figures_of_every_run_alone(trained, experiment, run):
+    alone = [other for other in trained[experiment] if other.folder.name == run]
+    given = {name: [] for name in STUDY.experiments} | {experiment: alone}
+    made = {
+        name: table_of(name, given)
+        for name, table in STUDY.tables.items()
+        if experiment in table["experiments"]
+    }
+    assert all("dataset" in table for table in made.values())
+    with style.applied():
+        for name, figure in STUDY.figures.items():
+            if set(figure["tables"]) <= set(made):
+                draw = getattr(plots, name, None) or getattr(image_plots, name)
+                draw(made).draw_without_rendering()
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -325,7 +357,7 @@ def test_chain_of_one_type_refuses_another():
 def test_every_claim_can_be_judged(trained):
     """At a scale and on data that no claim is excused from."""
     for claim in STUDY.claims:
-        table = getattr(tables, claim["table"])(trained).assign(dataset="real")
+        table = table_of(claim["table"], trained).assign(dataset="real")
         result = judge(claim, table, "paper")
         assert result["verdict"] in VERDICTS[:3]
         assert result["n"] > 0
@@ -360,7 +392,7 @@ def test_contrasts_of_planted_cells():
     }
     runs = {"cifar": [cell(*names, 0, *values) for names, values in planted.items()]}
 
-    row = tables.extremes(runs).iloc[0]
+    row = image_tables.extremes(runs).iloc[0]
     assert row["roughest_smooth"] == pytest.approx(-2)
     assert row["smoothest_rough"] == pytest.approx(math.log10(0.5))
     assert row["process_ratio"] == pytest.approx(math.log10(0.2))
@@ -368,7 +400,7 @@ def test_contrasts_of_planted_cells():
     assert row["gelu_gain"] == pytest.approx(50)
     assert row["rough_gain"] == pytest.approx(4)
 
-    verdicts = tables.table1(runs).set_index(["activation", "init"])
+    verdicts = image_tables.table1(runs).set_index(["activation", "init"])
     tested = verdicts.dropna(subset="paper_smooth")
     assert (tested["smooth"] == tested["paper_smooth"].astype(bool)).all()
     assert not verdicts.loc[("gelu", "gaussian_process"), "smooth"]
@@ -377,14 +409,9 @@ def test_contrasts_of_planted_cells():
 
 def test_claims_and_tables_have_the_same_threshold():
     bounds = {claim["id"]: claim["bound"] for claim in STUDY.claims}
-    threshold = pytest.approx(math.log10(tables.SMOOTH_BELOW))
+    threshold = pytest.approx(math.log10(image_tables.SMOOTH_BELOW))
     assert bounds["smooth_cells"]["below"] == bounds["rough_cells"]["above"] == threshold
     assert bounds["gaussian_process_cells"]["below"] == threshold
-
-
-def test_image_tables_of_a_scale_that_runs_none_are_empty_but_there():
-    for name in ("cells", "extremes", "table1", "successive", "cifar_entries"):
-        assert getattr(tables, name)({"cifar": []}).empty
 
 
 def test_weights_are_looked_at_before_and_after_training(trained):

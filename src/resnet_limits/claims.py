@@ -187,7 +187,7 @@ def describe_test(claim: Claim) -> str:
 def _estimate(claim: Claim, rows: pd.DataFrame) -> Estimate:
     try:
         return TESTS[claim.test](rows, **claim.arguments)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UserError) as error:
         raise UserError(
             f"claims.yaml: {claim.id}: test {claim.test!r} cannot use its arguments: {error}"
         ) from None

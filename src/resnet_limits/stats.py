@@ -6,18 +6,24 @@ scipy. All intervals are at 95 %.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from resnet_limits.errors import UserError, require_known
+
 # statsmodels and scipy.stats take most of a second to import: functions that need them do so.
 
 CONFIDENCE = 0.95
+LINEAR = 0.9  # r^2 from which a decay is called linear on the log axis
 
 
 class TooFewError(ValueError):
@@ -91,9 +97,17 @@ def slope(
     x, y
         Columns.
     log
-        Which are taken to logarithms: ``both``, ``x``, ``y`` or ``none``.
+        Which are replaced by their logarithms: ``both``, ``x``, ``y`` or ``none``.
     mean_over
-        A column over which ``y`` is averaged first, before logarithms, such as ``seed``.
+        A column over which ``y`` is averaged first, before logarithms, such as ``seed``. It is
+        averaged over nothing else: rows of different methods, say, give points of their own.
+
+    Raises
+    ------
+    UserError
+        If there is no column ``mean_over``, or rows that differ otherwise would be averaged.
+    TooFewError
+        With fewer than three points, or one ``x`` only.
     """
     line, dropped = log_line(rows, x, y, log, mean_over)
     note = f"{dropped} points with no logarithm left out" if dropped else ""
@@ -104,12 +118,113 @@ def log_line(
     rows: pd.DataFrame, x: str, y: str, log: str = "both", mean_over: str | None = None
 ) -> tuple[Line, int]:
     """Fit what `slope` reports; also return how many points had no logarithm."""
-    points = rows.groupby(x, as_index=False)[y].mean() if mean_over else rows
+    points = rows if mean_over is None else _averaged(rows, x, y, mean_over)
     horizontal, vertical = points[x].astype(float), points[y].astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         horizontal = np.log(horizontal) if log in ("both", "x") else horizontal
         vertical = np.log(vertical) if log in ("both", "y") else vertical
     return fit_line(horizontal, vertical), int((~np.isfinite(vertical)).sum())
+
+
+def _averaged(rows: pd.DataFrame, x: str, y: str, over: str) -> pd.DataFrame:
+    """Average ``y`` over one column, one row for each ``x`` and each other condition."""
+    others = rows.columns.drop([x, y])
+    require_known(over, others, "mean_over: column")
+    conditions = [name for name in others.drop(over) if _is_crossed(rows, x, name, over)]
+    point = [x, *conditions]
+    if rows.duplicated([*point, over]).any():
+        raise UserError(
+            f"mean_over: rows with the same {x!r} and {over!r} would be averaged too; "
+            "select one of them."
+        )
+    return rows.groupby(point, as_index=False, dropna=False)[y].mean()
+
+
+def _is_crossed(rows: pd.DataFrame, x: str, name: str, over: str) -> bool:
+    """Tell a condition, such as the method, from a measurement, such as another loss.
+
+    At every ``x``, each value of a condition occurs with each value of ``over``.
+    """
+    wanted = rows.groupby(x, dropna=False)[over].transform("nunique")
+    found = rows.groupby([x, name], dropna=False)[over].transform("nunique")
+    return bool((found == wanted).all())
+
+
+def line_columns(
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    columns: Sequence[str],
+    log: str = "both",
+    mean_over: str | None = None,
+) -> dict[str, Any]:
+    """Return the line that `slope` fits as columns of a table; NaN without a fit.
+
+    Parameters
+    ----------
+    rows, x, y, log, mean_over
+        As for `slope`.
+    columns
+        Which columns: ``slope`` with its interval ``low`` and ``high`` and its ``p_value``;
+        ``standard_error``, ``intercept``, ``r_squared``, and ``points``, their number (0 without
+        a fit).
+    """
+    found: dict[str, Any] = {"points": 0}
+    with suppress(TooFewError):
+        found = _describe_line(log_line(rows, x, y, log, mean_over)[0])
+    return {name: found.get(name, math.nan) for name in columns}
+
+
+def decay_columns(
+    rows: pd.DataFrame, columns: Sequence[str], step: str = "step", loss: str = "loss"
+) -> dict[str, Any]:
+    """Fit an exponential decay of a loss, as columns of a table; NaN without a fit.
+
+    Parameters
+    ----------
+    rows
+        Measurements of one network. There is no fit if one of the losses is not finite.
+    columns
+        Which columns: ``rate``, minus the slope of the log loss over steps; ``first_step``,
+        ``last_step``; ``falls``, whether the rate's whole interval is above 0; ``linear``,
+        whether in addition r^2 >= `LINEAR`; and those of `line_columns`.
+    step, loss
+        Names of the columns in ``rows``.
+    """
+    found: dict[str, Any] = {
+        "first_step": rows[step].min(),
+        "last_step": rows[step].max(),
+        "falls": False,
+        "linear": False,
+        "points": 0,
+    }
+    if np.isfinite(rows[loss]).all():
+        with suppress(TooFewError):
+            line, _ = log_line(rows, step, loss, log="y")
+            falls = line.slope.high < 0
+            linear = falls and line.r_squared >= LINEAR
+            found |= {"rate": -line.slope.value, "falls": falls, "linear": linear}
+            found |= _describe_line(line)
+    return {name: found.get(name, math.nan) for name in columns}
+
+
+def estimate_columns(name: str, estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate as columns: ``name``, ``low``, ``high``, ``p_value`` and ``points``."""
+    return {
+        name: estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "p_value": estimate.p_value,
+        "points": estimate.n,
+    }
+
+
+def _describe_line(line: Line) -> dict[str, Any]:
+    return estimate_columns("slope", line.slope) | {
+        "standard_error": line.standard_error,
+        "intercept": line.intercept,
+        "r_squared": line.r_squared,
+    }
 
 
 def binomial_slope(rows: pd.DataFrame, x: str, failures: str, trials: str) -> Estimate:
@@ -270,11 +385,11 @@ def halfway(rows: pd.DataFrame, x: str, holds: str) -> Estimate:
     hits, total = counts["sum"].to_numpy(dtype=float), counts["count"].to_numpy(dtype=float)
     if hits.sum() in (0, total.sum()):
         raise TooFewError("the share never passes one half")
-    place = np.log(counts.index.to_numpy(dtype=float))
-    middles, slopes = np.linspace(place[0], place[-1], 2001), np.geomspace(0.2, 500, 120)
+    position = np.log(counts.index.to_numpy(dtype=float))
+    middles, slopes = np.linspace(position[0], position[-1], 2001), np.geomspace(0.2, 500, 120)
     profile = np.full(len(middles), -np.inf)
     for steepness in slopes:
-        logits = steepness * (place - middles[:, None])
+        logits = steepness * (position - middles[:, None])
         fits = -hits * np.logaddexp(0, -logits) - (total - hits) * np.logaddexp(0, logits)
         profile = np.maximum(profile, fits.sum(1))
     best = middles[profile > profile.max() - 1e-3]
@@ -292,3 +407,8 @@ TESTS: dict[str, Callable[..., Estimate]] = {
     "slope": slope,
     "trend": trend,
 }
+
+
+def parameters(test: str) -> list[str]:
+    """Return the names of a test's arguments, without ``rows``: what a claim may set."""
+    return [name for name in inspect.signature(TESTS[test]).parameters if name != "rows"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 
 mpl.use("Agg")
@@ -29,6 +31,9 @@ COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), "-.", "--")
 GUIDE: dict[str, Any] = {"color": "0.45", "linewidth": 1.0, "linestyle": (0, (6, 2)), "zorder": 1}
+
+P = ParamSpec("P")
+Tables = Mapping[str, pd.DataFrame]  # what a figure is drawn from, by name
 
 
 @contextmanager
@@ -69,18 +74,46 @@ def panels(
 
 
 def not_run() -> Figure:
-    """Return the figure of an experiment that a scale leaves out."""
+    """Return a figure that says that the scale leaves it out."""
     figure, (ax,) = panels(width=4.0, height=1.0)
-    ax.text(0.5, 0.5, "not run at this scale", ha="center", transform=ax.transAxes)
-    ax.set_axis_off()
+    mark_not_run(ax)
     return figure
 
 
-def label_guide(ax: Axes, text: str, place: tuple[float, float]) -> None:
+def mark_not_run(ax: Axes) -> None:
+    """Say in a panel that the scale leaves it out."""
+    ax.text(0.5, 0.5, "not run at this scale", ha="center", transform=ax.transAxes)
+    ax.set_axis_off()
+
+
+def panel(
+    draw: Callable[Concatenate[Axes, pd.DataFrame, P], None],
+) -> Callable[Concatenate[Axes, pd.DataFrame, P], None]:
+    """Decorate a function that draws rows into a panel: without rows, the panel says so."""
+
+    @wraps(draw)
+    def drawn(ax: Axes, rows: pd.DataFrame, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if rows.empty:
+            mark_not_run(ax)
+        else:
+            draw(ax, rows, *args, **kwargs)
+
+    return drawn
+
+
+def legend_once(axes: Iterable[Axes], **options: Any) -> None:
+    """Put a legend into the first panel that has anything to label."""
+    for ax in axes:
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(**options)
+            return
+
+
+def label_guide(ax: Axes, text: str, point: tuple[float, float]) -> None:
     """Write what a guide line means just below it."""
     box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
     offset: dict[str, Any] = {"xytext": (2, -9), "textcoords": "offset points"}
-    ax.annotate(text, place, fontsize=6.5, color="0.2", bbox=box, **offset)
+    ax.annotate(text, point, fontsize=6.5, color="0.2", bbox=box, **offset)
 
 
 def plain_numbers(ax: Axes) -> None:
@@ -94,19 +127,37 @@ def plain_numbers(ax: Axes) -> None:
         ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def looks(names: Sequence[Any]) -> dict[Any, dict[str, Any]]:
-    """Give each name a colour, a marker and dashes of its own."""
+def looks(names: Sequence[Any], skip: int = 0) -> dict[Any, dict[str, Any]]:
+    """Give each name a colour, a marker and dashes of its own, leaving out the first ``skip``."""
     return {
         name: {
-            "color": COLORS[place % len(COLORS)],
-            "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": DASHES[place % len(DASHES)],
+            "color": COLORS[index % len(COLORS)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": DASHES[index % len(DASHES)],
         }
-        for place, name in enumerate(names)
+        for index, name in enumerate(names, start=skip)
     }
 
 
-def ordered(values: Iterable[float], palette: str = "viridis_r") -> dict[float, tuple]:
+def interval_bars(points: pd.DataFrame, floor: float | None = None) -> np.ndarray:
+    """Return the lengths of error bars below and above each mean, shape ``(2, points)``.
+
+    Parameters
+    ----------
+    points
+        Columns ``mean``, ``low`` and ``high``; a mean without an interval gets no bar.
+    floor
+        Where bars end that reach 0 or less, since a log axis has no 0; by default a tenth of the
+        mean.
+    """
+    low = points["low"].clip(lower=points["mean"] / 10 if floor is None else floor)
+    bars = np.array([points["mean"] - low, points["high"] - points["mean"]])
+    return bars.clip(min=0)
+
+
+def ordered(
+    values: Iterable[float], palette: str = "viridis_r"
+) -> dict[float, tuple[float, float, float]]:
     """Give ordered values, such as sizes, colours of falling lightness."""
     unique = sorted(set(values))
     colors = sns.color_palette(palette, len(unique) + 1)[1:]
@@ -116,7 +167,7 @@ def ordered(values: Iterable[float], palette: str = "viridis_r") -> dict[float, 
 def save(
     figure: Figure,
     stem: Path,
-    tables: Mapping[str, pd.DataFrame],
+    tables: Tables,
     paths: Sequence[Path],
     scale: str,
 ) -> None:
@@ -133,9 +184,8 @@ def save(
     scale
         The tables' scale, as it is to be shown.
     """
-    datasets = sorted(
-        {name for table in tables.values() for name in table["dataset"].dropna().unique()}
-    )
+    names = [table["dataset"].dropna() for table in tables.values() if len(table)]
+    datasets = sorted(set().union(*names))
     origin = f"data: {', '.join(datasets)}   scale: {scale}"
     figure.supxlabel(origin, fontsize=6, color="0.4", x=0.995, ha="right")
     content = hashlib.sha256("".join(map(hash_file, paths)).encode()).hexdigest()

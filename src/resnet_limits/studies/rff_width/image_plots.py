@@ -1,4 +1,4 @@
-"""The image experiments: tidy tables to figures."""
+"""Finite and infinite width, images: tidy tables to figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from resnet_limits import style
+from resnet_limits.style import Tables
 
 MODELS: dict[str, dict[str, Any]] = {
     "rkhs": {"linestyle": "-", "marker": "o"},
@@ -20,8 +21,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 LABELS = {"rkhs": "RKHS", "shl": "SHL"}
 ROWS = {"train_loss": "training loss", "test_error": "test error in %"}
-
-Tables = dict[str, pd.DataFrame]
 
 
 def mnist_layers(tables: Tables) -> Figure:

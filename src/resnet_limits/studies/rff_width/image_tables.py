@@ -1,4 +1,4 @@
-"""The image experiments: run records to tidy tables."""
+"""Finite and infinite width, images: run records to tidy tables."""
 
 from __future__ import annotations
 
@@ -37,16 +37,20 @@ def cifar_final(runs: Runs) -> pd.DataFrame:
 
 def image_means(runs: Runs) -> pd.DataFrame:
     """Means over seeds of what the last epoch has, a row for each network and measure."""
-    # A stage of 64 channels is the counterpart of a flow of so many.
-    cifar = cifar_final(runs).rename(columns={"width": "channels"}).assign(pretraining=0)
-    table = pd.concat([mnist_final(runs), cifar], ignore_index=True)
+    finals = []
+    if runs["mnist_layers"] or runs["mnist_channels"]:
+        finals.append(mnist_final(runs))
+    if runs["cifar"]:
+        # A stage of 64 channels is the counterpart of a flow of so many.
+        cifar = cifar_final(runs).rename(columns={"width": "channels"})
+        finals.append(cifar.assign(pretraining=0))
+    table = pd.concat(finals, ignore_index=True)
     tall = table.melt(["dataset", *MNIST], MEASURES, var_name="measure", value_name="value")
     return means(tall, ["dataset", *MNIST, "measure"], "value")
 
 
 def _collect(runs: list[Run], columns: list[str]) -> pd.DataFrame:
-    names = [*columns, *MARKS, *MEASURES]
-    return collect(runs, columns)[names] if runs else pd.DataFrame(columns=names)
+    return collect(runs, columns)[[*columns, *MARKS, *MEASURES]]
 
 
 def _final(curves: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -11,11 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnet_limits import style
-from resnet_limits.studies.rff_width.image_plots import (  # noqa: F401 (found by name)
-    cifar,
-    mnist_channels,
-    mnist_layers,
-)
+from resnet_limits.style import Tables
 
 KERNELS = {
     "gaussian": "Gaussian",
@@ -25,8 +21,7 @@ KERNELS = {
 LOOKS = style.looks(list(KERNELS))
 INFINITE: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 1.5)), "linewidth": 1.3}
 FLOOR = 1e-11
-
-Tables = dict[str, pd.DataFrame]
+LEAST_ERROR = 1e-4  # of eigenvalues, for intervals that reach 0
 
 
 def width(tables: Tables) -> Figure:
@@ -40,16 +35,17 @@ def width(tables: Tables) -> Figure:
     shown = [r for r in finite if np.log2(r) % 2 == 0 and r >= 4] or finite
     for ax, name in zip(axes, kernels, strict=True):
         rows = table[table["kernel"] == name]
-        for place, (r, color) in enumerate(style.ordered(shown).items()):
+        for index, (r, color) in enumerate(style.ordered(shown).items()):
             run = rows[rows["width"] == r]
             ax.fill_between(run["step"], run["min"], run["max"], color=color, alpha=0.18, lw=0)
-            dashes = style.DASHES[place % 3]
+            dashes = style.DASHES[index % 3]
             ax.plot(run["step"], run["median"], color=color, ls=dashes, label=f"{r:.0f}")
         limit = rows[np.isinf(rows["width"])]
         ax.plot(limit["step"], limit["median"], label=r"$\infty$", zorder=5, **INFINITE)
         ax.set(yscale="log", ylim=(FLOOR, 20), xlabel="gradient step")
         ax.set_title(f"{KERNELS[name]}, $N = {rows['samples'].iloc[0]}$")
-    axes[0].set_xlim(0, 3 * table.loc[np.isinf(table["width"]), "step"].max())
+    last = table.loc[np.isinf(table["width"]), "step"].max()
+    axes[0].set_xlim(0, 3 * last if last > 0 else None)
     axes[0].set_ylabel("loss relative to the start")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title="width $r$", loc="outside right center", fontsize=7)
@@ -59,12 +55,14 @@ def width(tables: Tables) -> Figure:
 def rate(tables: Tables) -> Figure:
     """Draw rates and final losses over the width, by number of samples."""
     table = tables["rates"].query("kernel == 'gaussian'")
+    if table.empty:
+        return style.not_run()
     finite = table[np.isfinite(table["width"])]
     figure, (left, right) = style.panels(2, width=7.6, height=3.3)
     sizes = sorted(table["samples"].unique())
-    for place, (samples, look) in enumerate(style.looks(sizes).items()):
+    for index, (samples, look) in enumerate(style.looks(sizes).items()):
         rows = finite[finite["samples"] == samples]
-        shift = 1.05 ** (place - 1.5)
+        shift = 1.05 ** (index - 1.5)
         for ax, name in ((left, "rate"), (right, "loss")):
             _ranges(ax, rows, name, shift, look, f"$N = {samples}$")
         limit = table.query("samples == @samples")["infinite_rate"].iloc[0]
@@ -89,14 +87,9 @@ def kernel(tables: Tables) -> Figure:
     figure, axes = style.panels(len(kernels), width=8.2, height=3.3, sharey=True)
     looks = style.looks(sorted(errors["samples"].unique()))
     for ax, name in zip(axes, kernels, strict=True):
-        for samples, look in looks.items():
-            rows = errors.query("kernel == @name and samples == @samples")
-            line = slopes.query("kernel == @name and samples == @samples").iloc[0]
-            _error_bars(ax, rows, look)
-            r = rows.loc[rows["width"] >= line["least_width"], "width"].to_numpy()
-            label = f"$N = {samples}$: {line['slope']:.2f} [{line['low']:.2f}, {line['high']:.2f}]"
-            fit = np.exp(line["intercept"]) * r ** line["slope"]
-            ax.plot(r, fit, **look, markevery=[], label=label)
+        for samples, rows in errors[errors["kernel"] == name].groupby("samples"):
+            line = slopes.query("kernel == @name and samples == @samples")
+            _eigenvalue_errors(ax, rows, line, looks[samples])
         r = np.array(sorted(errors["width"].unique()))
         ax.plot(r[r >= 16], 0.35 * (r[r >= 16] / 16) ** -0.5, label="$r^{-1/2}$", **style.GUIDE)
         ax.set_xscale("log", base=2)
@@ -106,32 +99,54 @@ def kernel(tables: Tables) -> Figure:
     return figure
 
 
+def _eigenvalue_errors(
+    ax: Axes, rows: pd.DataFrame, lines: pd.DataFrame, look: dict[str, Any]
+) -> None:
+    ax.errorbar(
+        rows["width"],
+        rows["mean"],
+        yerr=style.interval_bars(rows, floor=LEAST_ERROR),
+        color=look["color"],
+        marker=look["marker"],
+        linestyle="none",
+        linewidth=0.9,
+        capsize=1.5,
+    )
+    for _, line in lines.iterrows():
+        r = rows.loc[rows["width"] >= line["least_width"], "width"].to_numpy()
+        fit = np.exp(line["intercept"]) * r ** line["slope"]
+        label = f"$N = {line['samples']}$: {_interval(line)}"
+        ax.plot(r, fit, **look, markevery=[], label=label)
+
+
 def threshold(tables: Tables) -> Figure:
     """Draw the share of draws that converge, and the threshold over the number of samples."""
     figure, (left, right) = style.panels(2, width=7.6, height=3.3)
     rates = tables["rates"]
-    finite = rates[np.isfinite(rates["width"]) & (rates["kernel"] == "gaussian")]
-    for samples, look in style.looks(sorted(finite["samples"].unique())).items():
-        rows = finite[finite["samples"] == samples]
-        left.plot(
-            rows["width"], rows["converged"] / rows["draws"], **look, label=f"$N = {samples}$"
-        )
-    left.set_xscale("log", base=2)
-    left.set(xlabel="width $r$", ylabel="share of draws that converge", title="Gaussian")
-    left.legend(fontsize=7, loc="lower right")
+    _shares(left, rates[np.isfinite(rates["width"]) & (rates["kernel"] == "gaussian")])
     _thresholds(right, tables["thresholds"], tables["threshold_growth"])
     return figure
 
 
+@style.panel
+def _shares(ax: Axes, table: pd.DataFrame) -> None:
+    for samples, look in style.looks(sorted(table["samples"].unique())).items():
+        rows = table[table["samples"] == samples]
+        ax.plot(rows["width"], rows["converged"] / rows["draws"], **look, label=f"$N = {samples}$")
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="width $r$", ylabel="share of draws that converge", title="Gaussian")
+    ax.legend(fontsize=7, loc="lower right")
+
+
 def _thresholds(ax: Axes, table: pd.DataFrame, growth: pd.DataFrame) -> None:
     sizes = np.array(sorted(table["samples"].unique()), dtype=float)
-    for place, name in enumerate(_present(table)):
+    for index, name in enumerate(_present(table)):
         rows = table[table["kernel"] == name].dropna(subset=["threshold"])
         line = growth[growth["kernel"] == name].iloc[0]
         bars = [rows["threshold"] - rows["low"], rows["high"] - rows["threshold"]]
         look = LOOKS[name]
         ax.errorbar(
-            rows["samples"] * 1.04 ** (place - 1),
+            rows["samples"] * 1.04 ** (index - 1),
             rows["threshold"],
             yerr=bars,
             color=look["color"],
@@ -139,7 +154,7 @@ def _thresholds(ax: Axes, table: pd.DataFrame, growth: pd.DataFrame) -> None:
             linestyle="none",
             capsize=2,
         )
-        label = f"{KERNELS[name]}: {line['slope']:.2f} [{line['low']:.2f}, {line['high']:.2f}]"
+        label = f"{KERNELS[name]}: {_interval(line)}"
         fit = np.exp(line["intercept"]) * sizes ** line["slope"]
         ax.plot(sizes, fit, color=look["color"], linestyle=look["linestyle"], label=label)
     first = table.loc[table["samples"] == sizes[0], "threshold"].min()
@@ -161,7 +176,9 @@ def pl(tables: Tables) -> Figure:
     table = table[np.isinf(table["width"]) & (table["experiment"] == "embedding")]
     table = table[table["embedding"] == "scaling"]
     sizes = sorted(table["size"].unique())
-    shown = [alpha for alpha in (1, 16, 256, 1024) if alpha in sizes][:3]
+    if not sizes:
+        return style.not_run()
+    shown = [alpha for alpha in (1, 16, 256, 1024) if alpha in sizes][:3] or sizes[:3]
     figure, axes = style.panels(len(shown), width=8.2, height=3.1)
     for ax, alpha in zip(axes, shown, strict=True):
         _pl_panel(ax, table[table["size"] == alpha])
@@ -205,46 +222,50 @@ def embedding(tables: Tables) -> Figure:
     _onsets(axes[:, 0], tables["onsets"])
     axes[0, 0].set_ylabel("left side of Eq. 15")
     axes[1, 0].set_ylabel("rate of decay per gradient step")
-    axes[0, 1].legend(fontsize=6.5, loc="upper right")
-    axes[1, 1].legend(fontsize=6.5, loc="lower right")
+    style.legend_once(axes[0, ::-1], fontsize=6.5, loc="upper right")
+    style.legend_once(axes[1, ::-1], fontsize=6.5, loc="lower right")
     return figure
 
 
+@style.panel
 def _left_sides(ax: Axes, table: pd.DataFrame) -> None:
-    for place, width in enumerate(sorted(table["width"].unique())):
+    for index, width in enumerate(sorted(table["width"].unique())):
         rows = table[table["width"] == width]
         label = r"$r = \infty$" if np.isinf(width) else f"$r = {width:.0f}$"
         look: dict[str, Any] = {
-            "color": style.COLORS[1 - place],
-            "linestyle": style.DASHES[1 - place],
+            "color": style.COLORS[1 - index],
+            "linestyle": style.DASHES[1 - index],
         }
         medians = rows[np.isfinite(rows["left_side"])].groupby("size")["left_side"].median()
-        ax.plot(medians, marker=style.MARKERS[place], label=f"{label}, proven", **look)
+        ax.plot(medians, marker=style.MARKERS[index], label=f"{label}, proven", **look)
         plug_in = rows.groupby("size")["plug_in"].median().dropna()
         ax.plot(plug_in, marker="x", ls="none", color=look["color"], label=f"{label}, plug-in")
-    radius = table.loc[np.isinf(table["width"]), "radius"].iloc[0]
-    ax.axhline(radius, **style.GUIDE)
-    ax.annotate(r"$R$ at $r = \infty$", (0.02, radius), xycoords=("axes fraction", "data"),
-                xytext=(0, -9), textcoords="offset points", fontsize=7, color="0.3")  # fmt: skip
+    for radius in table.loc[np.isinf(table["width"]), "radius"].dropna()[:1]:
+        ax.axhline(radius, **style.GUIDE)
+        ax.annotate(
+            r"$R$ at $r = \infty$", (0.02, radius), xycoords=("axes fraction", "data"),
+            xytext=(0, -9), textcoords="offset points", fontsize=7, color="0.3",
+        )  # fmt: skip
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
 
 
+@style.panel
 def _sweep_rates(ax: Axes, table: pd.DataFrame) -> None:
-    for place, width in enumerate(sorted(table["width"].unique())):
+    for index, width in enumerate(sorted(table["width"].unique())):
         rows = table[table["width"] == width]
         groups = rows.groupby("size")
         middle, low, high = (groups["rate"].agg(how) for how in ("median", "min", "max"))
-        color = style.COLORS[1 - place]
+        color = style.COLORS[1 - index]
         ax.errorbar(middle.index, middle, yerr=[middle - low, high - middle], color=color,
-                    linestyle=style.DASHES[1 - place], capsize=1.5, elinewidth=0.7)  # fmt: skip
+                    linestyle=style.DASHES[1 - index], capsize=1.5, elinewidth=0.7)  # fmt: skip
         every = groups["converged"].all()
         for filled in (True, False):
             part = middle[every == filled]
             if part.empty:
                 continue
             label = r"$r = \infty$" if np.isinf(width) else f"$r = {width:.0f}$"
-            ax.plot(part, marker=style.MARKERS[place], linestyle="none", color=color,
+            ax.plot(part, marker=style.MARKERS[index], linestyle="none", color=color,
                     fillstyle="full" if filled else "none",
                     label=label if filled else f"{label}, not every draw converged")  # fmt: skip
     ax.set(ylim=(0, None))
@@ -252,24 +273,18 @@ def _sweep_rates(ax: Axes, table: pd.DataFrame) -> None:
 
 def _onsets(axes: np.ndarray, table: pd.DataFrame) -> None:
     """Mark from which alpha on Theorem 2 applies at infinite width."""
-    proven = table.loc[np.isinf(table["width"]), "proven"].iloc[0]
-    if not np.isfinite(proven):
+    proven = table.loc[table["width"] == np.inf, "proven"].dropna()
+    if proven.empty:
         return
+    onset = proven.iloc[0]
     right = axes[0].get_xlim()[1]
     for ax in axes:
-        ax.axvspan(proven, right, color="0.93", zorder=0, lw=0)
+        ax.axvspan(onset, right, color="0.93", zorder=0, lw=0)
         ax.set_xlim(right=right)
     axes[0].annotate(
-        "Theorem 2\napplies", (proven, 0.97), xycoords=("data", "axes fraction"),
+        "Theorem 2\napplies", (onset, 0.97), xycoords=("data", "axes fraction"),
         xytext=(3, 0), textcoords="offset points", va="top", fontsize=7, color="0.3",
     )  # fmt: skip
-
-
-def _error_bars(ax: Axes, rows: pd.DataFrame, look: dict[str, Any]) -> None:
-    low = np.clip(rows["low"], 1e-4, None)
-    bars = np.clip([rows["mean"] - low, rows["high"] - rows["mean"]], 0, None)
-    ax.errorbar(rows["width"], rows["mean"], yerr=bars, color=look["color"],
-                marker=look["marker"], linestyle="none", linewidth=0.9, capsize=1.5)  # fmt: skip
 
 
 def _ranges(
@@ -282,6 +297,10 @@ def _ranges(
     style_of = {key: look[key] for key in ("color", "marker", "linestyle")}
     ax.errorbar(rows["width"] * shift, middle, yerr=bars, capsize=1.5, linewidth=1, **style_of,
                 elinewidth=0.7, label=label)  # fmt: skip
+
+
+def _interval(line: pd.Series) -> str:
+    return f"{line['slope']:.2f} [{line['low']:.2f}, {line['high']:.2f}]"
 
 
 def _one_size(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,23 +11,19 @@ import torch
 
 from resnet_limits.probes import log_spaced
 from resnet_limits.runs import Run, Runs, collect
-from resnet_limits.stats import Estimate, Line, TooFewError, fit_line, halfway, log_line, means
+from resnet_limits.stats import TooFewError, decay_columns, halfway, line_columns, means
 from resnet_limits.studies.rff_width import bounds
-from resnet_limits.studies.rff_width.image_tables import (  # noqa: F401 (found by name)
-    cifar_curves,
-    cifar_final,
-    image_means,
-    mnist_curves,
-    mnist_final,
-)
 
-LINEAR = 0.9  # r^2 from which a decay is called linear on the log axis
 UNSATURATED = 2.0  # widths r >= this times N enter the slope of the eigenvalues' error
 ROUNDING = 1e-5  # in float32; at v = 0 and far apart points the bounds are equalities
 CURVE_POINTS = 80  # measured steps next to as many log-spaced ones, that the table of curves keeps
 RUN = ["kernel", "samples", "embedding"]
 MEMBER = [*RUN, "size", "width", "draw"]
 CELL = [*RUN, "size", "width"]
+LINE = ["slope", "low", "high", "intercept", "points"]
+DECAY = ["first_step", "last_step", "rate", "r_squared", "linear"]
+ONSET = ["proven", "observed", "decades", "first_alpha"]
+SWEEP = ["kappa", "radius", "left_side", "plug_in", "excess", "guaranteed"]
 
 
 def outcomes(runs: Runs) -> pd.DataFrame:
@@ -41,7 +37,7 @@ def rates(runs: Runs) -> pd.DataFrame:
 
 
 def curves(runs: Runs) -> pd.DataFrame:
-    """Loss relative to the start over steps: median, least and largest of the draws left."""
+    """Loss relative to the start over steps: median, least and largest of the remaining draws."""
     table = _with_constants(runs["width"], "metrics")
     measured = np.sort(table["step"].unique())
     wanted = np.searchsorted(measured, log_spaced(int(measured[-1]), CURVE_POINTS))
@@ -85,10 +81,12 @@ def eigenvalue_slopes(runs: Runs) -> pd.DataFrame:
             "kernel": kernel,
             "samples": samples,
             "when": when,
-            "least_width": group.width.min(),
+            "least_width": group["width"].min(),
         }
-        rows.append(marks | _line(group, "width", "gap") | {"dataset": group["dataset"].iloc[0]})
-    return pd.DataFrame(rows)
+        line = line_columns(group, "width", "gap", LINE, mean_over="draw")
+        rows.append(marks | line | {"dataset": group["dataset"].iloc[0]})
+    columns = ["kernel", "samples", "when", "least_width", *LINE, "dataset"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def thresholds(runs: Runs) -> pd.DataFrame:
@@ -123,7 +121,8 @@ def threshold_growth(runs: Runs) -> pd.DataFrame:
     groups = {**dict(list(table.groupby("kernel", sort=False))), "all": table}
     return pd.DataFrame(
         [
-            {"kernel": kernel, **_line(group, "samples", "threshold", mean_over=None)}
+            {"kernel": kernel}
+            | line_columns(group, "samples", "threshold", LINE)
             | {"dataset": group["dataset"].iloc[0]}
             for kernel, group in groups.items()
         ]
@@ -132,7 +131,7 @@ def threshold_growth(runs: Runs) -> pd.DataFrame:
 
 def pl(runs: Runs) -> pd.DataFrame:
     """PL quotients along training with the bounds of Property 2, every network."""
-    parts = [_pl(runs[name]).assign(experiment=name) for name in ("width", "embedding")]
+    parts = [_pl(found).assign(experiment=name) for name, found in runs.items() if found]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -163,7 +162,7 @@ def sweep(runs: Runs) -> pd.DataFrame:
     table = _outcomes(runs["embedding"])
     constants = _constants(runs["embedding"]).set_index(MEMBER)
     rows = [_sweep_columns(row) for row in table.join(constants, on=MEMBER).itertuples()]
-    return pd.concat([table, pd.DataFrame(rows, index=table.index)], axis=1)
+    return table.join(pd.DataFrame(rows, index=table.index, columns=SWEEP))
 
 
 def onsets(runs: Runs) -> pd.DataFrame:
@@ -177,11 +176,10 @@ def onsets(runs: Runs) -> pd.DataFrame:
     for (width, draw), group in table.groupby(["width", "draw"], sort=False):
         group = group.sort_values("size")
         proven, seen = (_onset(group, name) for name in ("guaranteed", "converged"))
-        columns = {"width": width, "draw": draw, "proven": proven, "observed": seen}
-        columns["decades"] = math.log10(proven / seen)
-        columns["first_alpha"] = group["size"].min()
-        rows.append(columns | {"dataset": group["dataset"].iloc[0]})
-    return pd.DataFrame(rows)
+        marks = {"width": width, "draw": draw, "dataset": group["dataset"].iloc[0]}
+        decades, first = math.log10(proven / seen), group["size"].min()
+        rows.append(marks | dict(zip(ONSET, (proven, seen, decades, first), strict=True)))
+    return pd.DataFrame(rows, columns=["width", "draw", *ONSET, "dataset"])
 
 
 def theorem(runs: Runs) -> pd.DataFrame:
@@ -245,7 +243,7 @@ def _outcomes(runs: list[Run]) -> pd.DataFrame:
 def _member_columns(group: pd.DataFrame) -> dict[str, Any]:
     last = group.sort_values("step").iloc[-1]
     converged_at = int(last["converged_at"])
-    # Whoever converged may have been trained on with its ensemble.
+    # A network that converged may have been trained further with the rest of its ensemble.
     until = converged_at if converged_at >= 0 else int(last["step"])
     final = group.loc[group["step"] >= until, "loss"].iloc[0]
     return {
@@ -253,21 +251,9 @@ def _member_columns(group: pd.DataFrame) -> dict[str, Any]:
         "diverged": bool(last["diverged"]) and converged_at < 0,
         "steps": until,
         "final_relative_loss": final / last["start_loss"],
-        **_decay_columns(group[group["step"].between(until / 2, until)]),
+        **decay_columns(group[group["step"].between(until / 2, until)], DECAY),
         "dataset": last["dataset"],
     }
-
-
-def _decay_columns(stretch: pd.DataFrame) -> dict[str, Any]:
-    columns = {"first_step": stretch["step"].min(), "last_step": stretch["step"].max()}
-    try:
-        if not np.isfinite(stretch["loss"]).all():
-            raise TooFewError("the loss diverged")
-        line = fit_line(stretch["step"], np.log(stretch["loss"]))
-    except TooFewError:
-        return columns | {"rate": np.nan, "r_squared": np.nan, "linear": False}
-    linear = line.slope.high < 0 and line.r_squared >= LINEAR
-    return columns | {"rate": -line.slope.value, "r_squared": line.r_squared, "linear": linear}
 
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -289,21 +275,6 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
     return summary
 
 
-def _line(rows: pd.DataFrame, x: str, y: str, mean_over: str | None = "draw") -> dict[str, Any]:
-    try:
-        line: Line = log_line(rows, x, y, mean_over=mean_over)[0]
-    except TooFewError:
-        return dict.fromkeys(["slope", "low", "high", "intercept"], np.nan) | {"points": 0}
-    slope: Estimate = line.slope
-    return {
-        "slope": slope.value,
-        "low": slope.low,
-        "high": slope.high,
-        "intercept": line.intercept,
-        "points": slope.n,
-    }
-
-
 def _threshold(finite: pd.DataFrame) -> dict[str, float]:
     try:
         found = halfway(finite, "width", "converged")
@@ -317,16 +288,16 @@ def _theorem_columns(group: pd.DataFrame) -> dict[str, Any]:
     found, largest = bounds.condition(row), group["norm"].max()
     progress = row.step_size * found.rate
     worst = (group["loss"] / ((1 - progress) ** group["step"] * row.start_loss)).max()
-    rate = _decay_columns(group)["rate"]
+    decay, proven_rate = decay_columns(group, ["rate"]), -math.log1p(-progress)
     return {
         **found._asdict(),
         "step_size": row.step_size,
         "applies": found.excess <= 1 and row.step_size * found.smoothness <= 1,
         "worst": worst,
         "norm": largest,
-        "proven_rate": -math.log1p(-progress),
-        "measured_rate": rate,
-        "rate_ratio": rate / -math.log1p(-progress),
+        "proven_rate": proven_rate,
+        "measured_rate": decay["rate"],
+        "rate_ratio": decay["rate"] / proven_rate,
         "holds": worst <= 1 + ROUNDING and largest <= found.radius,
         "diverged": row.diverged,
         "dataset": row.dataset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from resnet_limits import style
+from resnet_limits.style import Tables
 
 LABELS = {"vanilla": "vanilla", "sorted_tau": "sorted tau"}
 NETWORKS = {
@@ -29,21 +31,18 @@ LOOKS: dict[str, dict[str, Any]] = {
     "sorted_tau": {"color": style.COLORS[2], "marker": "^", "linestyle": style.DASHES[1]},
 }
 PAIR: dict[str, Any] = {"marker": "|", "color": "0.5", "markersize": 4, "linestyle": "none"}
-STARTS = {"tied": "layers alike at the start", "iid": "layers independent at the start"}
-
-Tables = dict[str, pd.DataFrame]
 
 
 def table1(tables: Tables) -> Figure:
     """Draw Table 1: errors by row and method, ours and the paper's; and their differences."""
     table = tables["table1"]
     figure, (errors, differences) = style.panels(2, width=8.5, height=4.2, sharey=True)
-    for place, row in enumerate(table.to_dict("records")):
+    for index, row in enumerate(table.to_dict("records")):
         for shift, (method, look) in zip((-0.17, 0.17), LOOKS.items(), strict=True):
-            _point(errors, row, method, place + shift, look)
-            errors.plot(row[f"paper_{method}"], place + shift, **_hollow(look))
-        _point(differences, row, "difference", place, LOOKS["sorted_tau"])
-        differences.plot(row["paper_difference"], place, **_hollow(LOOKS["sorted_tau"]))
+            _point(errors, row, method, index + shift, look)
+            errors.plot(row[f"paper_{method}"], index + shift, **_hollow(look))
+        _point(differences, row, "difference", index, LOOKS["sorted_tau"])
+        differences.plot(row["paper_difference"], index, **_hollow(LOOKS["sorted_tau"]))
     _pairs(differences, tables["pairs"], list(table["network"]))
     differences.axvline(0, **style.GUIDE)
     errors.set_yticks(range(len(table)), [_label(row) for _, row in table.iterrows()], fontsize=7)
@@ -62,22 +61,24 @@ def _label(row: pd.Series) -> str:
     return f"{NETWORKS[row['network']]}\n(ours: {row['epochs']:.0f} epochs{failed})"
 
 
-def _point(ax: Axes, row: dict, column: str, place: float, look: dict) -> None:
+def _point(
+    ax: Axes, row: Mapping[str, Any], column: str, y: float, look: Mapping[str, Any]
+) -> None:
     if row["status"] == "not run":
         return
     low, value, high = (row[f"{column}{end}"] for end in ("_low", "", "_high"))
     if np.isfinite([low, high]).all():
-        ax.hlines(place, low, high, color=look["color"], linewidth=1.4)
-    ax.plot(value, place, marker=look["marker"], color=look["color"], linestyle="none")
+        ax.hlines(y, low, high, color=look["color"], linewidth=1.4)
+    ax.plot(value, y, marker=look["marker"], color=look["color"], linestyle="none")
 
 
 def _pairs(ax: Axes, pairs: pd.DataFrame, order: list[str]) -> None:
     for name, group in pairs.groupby("network"):
-        place = np.full(len(group), order.index(str(name)) + 0.3)
-        ax.plot(group["difference"], place, **PAIR)
+        y = np.full(len(group), order.index(str(name)) + 0.3)
+        ax.plot(group["difference"], y, **PAIR)
 
 
-def _hollow(look: dict) -> dict[str, Any]:
+def _hollow(look: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "marker": look["marker"],
         "color": look["color"],
@@ -108,9 +109,7 @@ def _legend(ax: Axes, table: pd.DataFrame) -> None:
 def curves(tables: Tables) -> Figure:
     """Draw training and test error over epochs, a row of panels a network."""
     table = tables["curves"]
-    names = _run(table)
-    if not names:
-        return style.not_run()
+    names = _present(table)
     figure, axes = plt.subplots(len(names), 2, figsize=(7.0, 2.8 * len(names)), squeeze=False)
     for row, name in zip(axes, names, strict=True):
         rows = table[(table["network"] == name) & (table["epoch"] > 0)]
@@ -127,7 +126,7 @@ def curves(tables: Tables) -> Figure:
     return figure
 
 
-def _run(table: pd.DataFrame) -> list[str]:
+def _present(table: pd.DataFrame) -> list[str]:
     return [name for name in NETWORKS if name in set(table["network"])]
 
 
@@ -146,13 +145,13 @@ def _curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
 def steps(tables: Tables) -> Figure:
     """Draw learnt steps over depth at the end, and the updates that changed the order."""
     table = tables["steps"]
-    names = _run(table)
-    if not names:
+    if table.empty:
         return style.not_run()
+    names = _present(table)
     figure, axes = style.panels(len(names) + 1, width=3.2 * (len(names) + 1), height=3.2)
     for ax, name in zip(axes[:-1], names, strict=True):
         _steps(ax, table[table["network"] == name])
-        ax.set(xlabel="place in the order of execution")
+        ax.set(xlabel="index in the order of execution")
         ax.set_title(NETWORKS[name], loc="right")
     axes[0].set_ylabel(r"step $\tau^{l} - \tau^{l-1}$ at the end")
     for look, name in zip(style.looks(names).values(), names, strict=True):
@@ -193,114 +192,3 @@ def _steps(ax: Axes, rows: pd.DataFrame) -> None:
 def _top(ax: Axes) -> dict[str, Any]:
     where = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "top"}
     return {"fontsize": 6.5, "color": "0.35", **where}
-
-
-def expansion(tables: Tables) -> Figure:
-    """Draw norms of the terms by order at the largest depth, and what is left out."""
-    table = tables["expansion"].query("deepest")
-    figure, axes = style.panels(3, width=9.5, height=3.3)
-    for ax, activation in zip(axes[:2], ("tanh", "identity"), strict=True):
-        for start, look in zip(STARTS, _pair(), strict=True):
-            rows = table.query("activation == @activation and start == @start and order > 0")
-            for trained, filled in ((False, True), (True, False)):
-                _terms(ax, rows[rows["trained"] == trained], "norm", look, filled, start)
-        guide = table.query("activation == @activation and start == 'tied' and order > 0")
-        untrained = guide[~guide["trained"]].groupby("order")["factorial"]
-        ax.plot(untrained.mean(), **style.GUIDE, label="$||T_1|| / k!$")
-        ax.set(yscale="log", xlabel="order $k$", title=_title(activation, table))
-    axes[0].set_ylabel("norm of the term $T_k$")
-    axes[0].legend(title="means; bands: 95 %", fontsize=6, title_fontsize=6)
-    for start, look in zip(STARTS, _pair(), strict=True):
-        rows = table.query("activation == 'tanh' and start == @start and order > 0")
-        for trained, filled in ((False, True), (True, False)):
-            _terms(axes[2], rows[rows["trained"] == trained], "remainder", look, filled, start)
-    axes[2].set(
-        yscale="log",
-        xlabel="highest order kept",
-        ylabel="left out, relative to $X^L - X^0$",
-        title="tanh",
-    )
-    return figure
-
-
-def _title(activation: str, table: pd.DataFrame) -> str:
-    name = "linear blocks" if activation == "identity" else activation
-    return f"{name}, $L = {table['depth'].iloc[0]}$"
-
-
-def _pair() -> list[dict[str, Any]]:
-    return [LOOKS["sorted_tau"], {**LOOKS["vanilla"], "color": style.COLORS[1]}]
-
-
-def _terms(ax: Axes, rows: pd.DataFrame, column: str, look: dict, filled: bool, start: str) -> None:
-    points = rows.drop_duplicates("order")
-    points = points[points[f"{column}_mean"] > 0]
-    low = points[f"{column}_low"].clip(lower=points[f"{column}_mean"] / 10)
-    ax.fill_between(points["order"], low, points[f"{column}_high"], color=look["color"], alpha=0.15)
-    ax.plot(
-        points["order"],
-        points[f"{column}_mean"],
-        **look,
-        markerfacecolor=look["color"] if filled else "white",
-        label=f"{start}, {'at the start' if filled else 'trained'}",
-    )
-
-
-def gradient_scale(tables: Tables) -> Figure:
-    """Draw the adjoint over depth after training, its extremes over L, and gradients over L."""
-    adjoint = tables["adjoint"].query("activation == 'tanh' and trained and start == 'tied'")
-    gradients = tables["gradients"].query("activation == 'tanh'")
-    figure, axes = style.panels(3, width=9.5, height=3.3)
-    looks = style.looks(sorted(adjoint["depth"].unique()))
-    for depth, look in looks.items():
-        rows = adjoint[adjoint["depth"] == depth]
-        every = max(1, len(rows) // 6)
-        axes[0].plot(rows["time"], rows["mean"], **look, markevery=every, label=f"$L = {depth}$")
-    axes[0].set(
-        xlabel="time $t = l / L$",
-        ylabel=r"$||p(\cdot, t)||\; /\; ||p(\cdot, 1)||$",
-        title="adjoint, layers alike at the start, trained",
-    )
-    axes[0].legend(title="mean over seeds", fontsize=6.5, title_fontsize=6.5)
-    _extremes(axes[1], gradients.query("trained"))
-    _ratios(axes[2], gradients)
-    return figure
-
-
-def _extremes(ax: Axes, rows: pd.DataFrame) -> None:
-    names = {"adjoint_most": "greatest", "adjoint_least": "least", "adjoint_bound": "guaranteed"}
-    for (column, label), look in zip(names.items(), style.looks(list(names)).values(), strict=True):
-        ax.plot(rows["depth"], rows[column], ".", color=look["color"], alpha=0.3, markersize=3)
-        ax.plot(rows.groupby("depth")[column].median(), **look, label=label)
-    ax.set(xscale="log", yscale="log", xlabel="layers $L$", ylabel="relative to the end")
-    ax.set_title("extremes of the adjoint over depth, trained")
-    _depths(ax, rows)
-    ax.legend(title="median and networks", loc="lower right", fontsize=6.5, title_fontsize=6.5)
-
-
-def _ratios(ax: Axes, rows: pd.DataFrame) -> None:
-    for start, look in zip(STARTS, _pair(), strict=True):
-        for trained, filled in ((False, True), (True, False)):
-            chosen = rows[(rows["start"] == start) & (rows["trained"] == trained)]
-            label = f"{start}, {'trained' if trained else 'at the start'}"
-            ax.plot(
-                chosen.groupby("depth")["gradient_ratio"].median(),
-                **look,
-                markerfacecolor=look["color"] if filled else "white",
-                label=label,
-            )
-            x, y = chosen["depth"], chosen["gradient_ratio"]
-            ax.plot(x, y, ".", color=look["color"], alpha=0.3, markersize=3)
-    ax.axhline(1, **style.GUIDE)
-    ax.set(xscale="log", yscale="log", xlabel="layers $L$", title="gradients over roots of losses")
-    ax.set_ylabel("deep over two-layer")
-    _depths(ax, rows)
-    ax.set_ylim(bottom=rows["gradient_ratio"].min() / 4)  # room for the legend
-    ax.legend(title="median and networks", loc="lower left", fontsize=6, title_fontsize=6)
-
-
-def _depths(ax: Axes, rows: pd.DataFrame) -> None:
-    depths = sorted(rows["depth"].unique())
-    ax.set_xticks(depths, [str(depth) for depth in depths])
-    ax.set_xticks([], minor=True)
-    style.plain_numbers(ax)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,25 @@ import numpy as np
 import pandas as pd
 
 from resnet_limits.runs import Run, Runs, collect
-from resnet_limits.stats import CONFIDENCE, TooFewError, fit_line, means
+from resnet_limits.stats import CONFIDENCE, means
 
 METHODS = ("vanilla", "sorted_tau")
 PAPER = Path(__file__).with_name("paper_table1.csv")
 POWER = 0.8
 HALF_A_POINT = 0.5
-CASE = ["activation", "start", "depth"]
+TABLE1 = [
+    "network", "status",
+    "vanilla", "vanilla_low", "vanilla_high", "paper_vanilla",
+    "sorted_tau", "sorted_tau_low", "sorted_tau_high", "paper_sorted_tau",
+    "difference", "difference_low", "difference_high", "paper_difference",
+    "pairs", "diverged", "detectable", "needed", "dataset", "epochs", "schedule",
+    "paper_dataset", "paper_schedule",
+]  # fmt: skip
 
 
 def curves(runs: Runs) -> pd.DataFrame:
     """Measurements at the end of every epoch."""
-    return _collect(runs, ["network", "method"], "metrics", CURVES)
-
-
-CURVES = ["step", "seed", "epoch", "train_loss", "train_error", "test_loss", "test_error"]
+    return collect(_all(runs), ["network", "method"])
 
 
 def pairs(runs: Runs) -> pd.DataFrame:
@@ -45,7 +49,7 @@ def pairs(runs: Runs) -> pd.DataFrame:
 def table1(runs: Runs) -> pd.DataFrame:
     """Table 1: a row for each of the paper's, and ours beside it where there are runs."""
     found = pairs(runs)
-    schedules = {run.settings["network"]: run for group in runs.values() for run in group}
+    schedules = {run.settings["network"]: run for run in _all(runs)}
     rows = []
     for paper in pd.read_csv(PAPER).to_dict("records"):
         name = paper["network"]
@@ -64,16 +68,6 @@ def table1(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TABLE1)
 
 
-TABLE1 = [
-    "network", "status",
-    "vanilla", "vanilla_low", "vanilla_high", "paper_vanilla",
-    "sorted_tau", "sorted_tau_low", "sorted_tau_high", "paper_sorted_tau",
-    "difference", "difference_low", "difference_high", "paper_difference",
-    "pairs", "diverged", "detectable", "needed", "dataset", "epochs", "schedule",
-    "paper_dataset", "paper_schedule",
-]  # fmt: skip
-
-
 def _measured(ours: pd.DataFrame, run: Run) -> dict[str, Any]:
     settings = run.settings
     row: dict[str, Any] = {"status": "run", "pairs": len(ours), "dataset": ours["dataset"].iloc[0]}
@@ -87,13 +81,13 @@ def _measured(ours: pd.DataFrame, run: Run) -> dict[str, Any]:
     return row | _power(ours["difference"])
 
 
-def _schedule(epochs: int, milestones: list, factor: int) -> str:
+def _schedule(epochs: int, milestones: Sequence[Any], factor: int) -> str:
     at = f", /{factor} at {', '.join(map(str, milestones))}" if milestones else ""
     return f"{epochs} epochs{at}"
 
 
 def _power(differences: pd.Series) -> dict[str, float]:
-    """Return what so many pairs can detect, and how many find half a point, by their spread."""
+    """Return what this number of pairs can detect, and the number that detects half a point."""
     from statsmodels.stats.power import TTestPower  # slow to import, and only needed here
 
     spread, n = float(differences.std()), len(differences)
@@ -108,15 +102,9 @@ def _power(differences: pd.Series) -> dict[str, float]:
 
 
 def steps(runs: Runs) -> pd.DataFrame:
-    """Each block's step by place in its stage and epoch, sorted-tau runs."""
-    sorting = {
-        name: [run for run in group if run.settings["method"] == "sorted_tau"]
-        for name, group in runs.items()
-    }
-    return _collect(sorting, ["network"], "steps", STEPS)
-
-
-STEPS = ["step", "stage", "place", "block", "size", "changes", "seed", "epoch"]
+    """Each block's step by index in its stage and by epoch, runs with sorted tau."""
+    sorting = [run for run in _all(runs) if run.settings["method"] == "sorted_tau"]
+    return collect(sorting, ["network"], "steps")
 
 
 def cost(runs: Runs) -> pd.DataFrame:
@@ -130,64 +118,5 @@ def cost(runs: Runs) -> pd.DataFrame:
     )
 
 
-def expansion(runs: Runs) -> pd.DataFrame:
-    """Norms of terms per seed, with mean and interval over seeds, and 1/k! from the first."""
-    table = _dense(runs, "terms")
-    group = [*CASE, "trained", "order"]
-    for column in ("norm", "remainder"):
-        summary = means(table, group, column).drop(columns="n")
-        names = {name: f"{column}_{name}" for name in ("mean", "low", "high")}
-        table = table.merge(summary.rename(columns=names), on=group)
-    first = table[table["order"] == 1].set_index([*CASE, "trained", "seed"])["norm"]
-    firsts = first.reindex(pd.MultiIndex.from_frame(table[[*CASE, "trained", "seed"]]))
-    return table.assign(factorial=firsts.to_numpy() / table["order"].map(math.factorial))
-
-
-def expansion_slopes(runs: Runs) -> pd.DataFrame:
-    """Per network, slope of the log ratio of successive terms over the log of their order."""
-    rows = []
-    keys = [*CASE, "trained", "deepest", "seed", "dataset"]
-    for key, terms in _dense(runs, "terms").groupby(keys, sort=False):
-        norms = terms.sort_values("order")["norm"].to_numpy()[1:]
-        norms = norms[norms > 0]  # L linear blocks have no terms beyond order L
-        ratios = np.diff(np.log(norms))
-        try:
-            value = fit_line(np.log(np.arange(2, len(norms) + 1)), ratios).slope.value
-        except TooFewError:
-            value = np.nan
-        rows.append({**dict(zip(keys, key, strict=True)), "slope": value})
-    return pd.DataFrame(rows)
-
-
-def adjoint(runs: Runs) -> pd.DataFrame:
-    """Norm of the adjoint over depth relative to its end: mean, least and greatest of seeds."""
-    table = _dense(runs, "adjoint")
-    keys = [*CASE, "trained", "deepest", "time", "dataset"]
-    return table.groupby(keys, sort=False)["ratio"].agg(["mean", "min", "max"]).reset_index()
-
-
-def gradients(runs: Runs) -> pd.DataFrame:
-    """Per network, before and after training: adjoint's extremes, gradients' ratio."""
-    table = _dense(runs, "metrics")
-    table = table[(table["step"] == 0) | table["trained"]]
-    ratio = table["gradient"] / table["shallow_gradient"]
-    return table.assign(
-        adjoint_factor=np.maximum(table["adjoint_most"], 1 / table["adjoint_least"]),
-        gradient_ratio=ratio,
-        gradient_factor=np.maximum(ratio, 1 / ratio),
-    )
-
-
-def _dense(runs: Runs, probe: str) -> pd.DataFrame:
-    """Return a probe's rows, marking the last step and the greatest depth."""
-    table = collect(runs["dense"], [], probe)
-    last, deepest = table["step"] == table["step"].max(), table["depth"] == table["depth"].max()
-    return table.assign(trained=last, deepest=deepest)
-
-
-def _collect(runs: Runs, columns: list[str], probe: str, rest: list[str]) -> pd.DataFrame:
-    """Stack a probe of all experiments; where nothing was run, an empty table."""
-    frames = [collect(group, columns, probe) for group in runs.values() if group]
-    if not frames:
-        return pd.DataFrame(columns=[*rest, *columns, "diverged", "dataset"])
-    return pd.concat(frames, ignore_index=True)
+def _all(runs: Runs) -> list[Run]:
+    return [run for group in runs.values() for run in group]

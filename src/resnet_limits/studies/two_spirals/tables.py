@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import pandas as pd
 
 from resnet_limits.probes import evenly_spaced
 from resnet_limits.runs import Runs, collect
 from resnet_limits.stats import (
-    Estimate,
     TooFewError,
     binomial_slope,
-    fit_line,
-    log_line,
+    decay_columns,
+    estimate_columns,
+    line_columns,
     means,
 )
 
 PAPER_SEEDS = 3  # Section C.6
 NEARLY_ZERO = 0.01  # a training error of at most this is "0 or nearly"
-LINEAR = 0.9  # r^2 from which a decay is called linear on the log axis
 MEMBER = ["field", "n_train", "seed"]
+LINE = ["slope", "low", "high", "p_value", "points", "standard_error", "intercept"]
+DECAY = ["first_step", "last_step", "rate", "r_squared", "falls", "linear"]
 
 
 def curves(runs: Runs) -> pd.DataFrame:
@@ -29,7 +31,7 @@ def curves(runs: Runs) -> pd.DataFrame:
 
 def final(runs: Runs) -> pd.DataFrame:
     """Measurements at the last step, with test errors as counts."""
-    last = _last(collect(runs["rate"], ["field", "n_test"]))
+    last = _last(collect(runs["rate"], ["field", "n_test"]), MEMBER)
     last["wrong"] = (last["test_error"] * last["n_test"]).round().astype(int)
     return last
 
@@ -56,7 +58,8 @@ def rates(runs: Runs) -> pd.DataFrame:
     for label, used in _seed_groups(final(runs)).items():
         for field, group in used.groupby("field", sort=False):
             marks = {"field": field, "seeds": label, "dataset": group["dataset"].iloc[0]}
-            rows.append(marks | {"method": "least squares"} | _least_squares(group))
+            line = line_columns(group, "n_train", "test_error", LINE, mean_over="seed")
+            rows.append(marks | {"method": "least squares"} | line)
             rows.append(marks | {"method": "binomial"} | _binomial(group))
     return pd.DataFrame(rows)
 
@@ -77,7 +80,7 @@ def decay(runs: Runs) -> pd.DataFrame:
         rows.append(
             {
                 **dict(zip(MEMBER, member, strict=True)),
-                **_decay_columns(stretch),
+                **decay_columns(stretch, DECAY, loss="train_loss"),
                 "nearly_zero_error": bool((group["train_error"] <= NEARLY_ZERO).any()),
                 "diverged": bool(group["diverged"].any()),
                 "dataset": group["dataset"].iloc[0],
@@ -91,8 +94,9 @@ def gram(runs: Runs) -> pd.DataFrame:
 
     ``kept`` tells, at a run's last row, whether the ratio never fell below 1/2 (Lemma 4.4).
     """
-    trained = [run for run in runs["rate"] if "gram.csv" in run.record["files"]]
-    table = collect(trained, ["field"], "gram")
+    table = collect(runs["rate"], ["field"], "gram")
+    if table.empty:
+        return table.reindex(columns=[*MEMBER, "dataset"])
     start = table[table["step"] == 0].set_index(MEMBER)["g_min"]
     table = table.join(start.rename("g_start"), on=MEMBER)
     table["ratio"] = table["g_min"] / table["g_start"]
@@ -104,7 +108,7 @@ def gram(runs: Runs) -> pd.DataFrame:
 
 def depths(runs: Runs) -> pd.DataFrame:
     """Test error at the last step by depth and seed."""
-    return _last(collect(runs["depth"], ["depth"]))
+    return _last(collect(runs["depth"], ["depth"]), ["depth", "n_train", "seed"])
 
 
 def depth_errors(runs: Runs) -> pd.DataFrame:
@@ -115,16 +119,19 @@ def depth_errors(runs: Runs) -> pd.DataFrame:
 def boundary(runs: Runs) -> pd.DataFrame:
     """Output of the trained networks on a grid, field constant in depth."""
     constant = [run for run in runs["rate"] if run.settings["field"] == "constant"]
-    return collect(constant, [], "boundary").drop(columns=["step", "diverged"])
+    table = collect(constant, [], "boundary")
+    return table.drop(columns=["step", "diverged"], errors="ignore")
 
 
 def samples(runs: Runs) -> pd.DataFrame:
     """Training points of the networks in `boundary`."""
-    return collect(runs["rate"][:1], [], "samples")
+    drawn = [run for run in runs["rate"] if run.has("samples")]
+    return collect(drawn[:1], [], "samples")
 
 
-def _last(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["step"] == table["step"].max()].reset_index(drop=True)
+def _last(table: pd.DataFrame, member: list[str]) -> pd.DataFrame:
+    last = table.groupby(member)["step"].transform("max")
+    return table[table["step"] == last].reset_index(drop=True)
 
 
 def _seed_groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -136,44 +143,8 @@ def _seed_groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def _least_squares(rows: pd.DataFrame) -> dict[str, float | None]:
+def _binomial(rows: pd.DataFrame) -> dict[str, Any]:
     try:
-        line, _ = log_line(rows, "n_train", "test_error", mean_over="seed")
+        return estimate_columns("slope", binomial_slope(rows, "n_train", "wrong", "n_test"))
     except TooFewError:
         return {}
-    return _slope_columns(line.slope) | {
-        "standard_error": line.standard_error,
-        "intercept": line.intercept,
-    }
-
-
-def _binomial(rows: pd.DataFrame) -> dict[str, float | None]:
-    try:
-        return _slope_columns(binomial_slope(rows, "n_train", "wrong", "n_test"))
-    except TooFewError:
-        return {}
-
-
-def _slope_columns(estimate: Estimate) -> dict[str, float | None]:
-    return {
-        "slope": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "p_value": estimate.p_value,
-        "points": estimate.n,
-    }
-
-
-def _decay_columns(stretch: pd.DataFrame) -> dict[str, float]:
-    columns = {"first_step": stretch["step"].min(), "last_step": stretch["step"].max()}
-    try:
-        with np.errstate(divide="ignore"):
-            line = fit_line(stretch["step"], np.log(stretch["train_loss"]))
-    except TooFewError:
-        return columns | {"rate": np.nan, "r_squared": np.nan, "falls": False, "linear": False}
-    return columns | {
-        "rate": -line.slope.value,
-        "r_squared": line.r_squared,
-        "falls": line.slope.high < 0,
-        "linear": line.slope.high < 0 and line.r_squared >= LINEAR,
-    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,25 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from resnet_limits import style
+from resnet_limits.style import Tables
 
-Tables = dict[str, pd.DataFrame]
 WEIGHTS = ("V", "W")
-WEIGHT_LOOKS = style.looks(["", *WEIGHTS])
+WEIGHT_LOOKS = style.looks(WEIGHTS, skip=1)
+MEANS = ("distance_means", "slope_means")
+ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU"}
+FILLS: dict[str, dict[str, Any]] = {"relu": {}, "gelu": {"markerfacecolor": "white"}}
+OUTSIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 
 def lipschitz(tables: Tables) -> Figure:
     """Draw the paper's Figure 1 left: largest distance of neighbours over L; and over T."""
     figure, axes = style.panels(3, width=10.0, height=3.6)
     for ax, weight in zip(axes, WEIGHTS, strict=False):
-        _over_depth(ax, tables, weight, "largest")
-        _step_legend(ax, "iteration $T$\n(slope)", tables, weight, "largest")
-        _guide(ax, tables["distance_means"], weight, "largest")
+        points, fits = (_of(tables[name], weight, "largest") for name in MEANS)
+        _over_depth(ax, points, fits, "iteration $T$\n(slope)")
         ax.set_ylabel(rf"$\max_{{k,\,t\leq T}}\ \|{weight}_{{k+1}}-{weight}_k\|_F$")
     _growth(axes[2], tables["extrapolated"].query("scaling == 'code'"))
     return figure
@@ -42,10 +44,9 @@ def depth_limit(tables: Tables) -> Figure:
     }
     pairs = [(weight, measure) for weight in WEIGHTS for measure in labels]
     for ax, (weight, measure) in zip(axes, pairs, strict=True):
-        _over_depth(ax, tables, weight, measure)
+        points, fits = (_of(tables[name], weight, measure) for name in MEANS)
+        _over_depth(ax, points, fits, "iteration $t$\n(slope)")
         ax.set_ylabel(labels[measure].format(weight))
-        _step_legend(ax, "iteration $t$\n(slope)", tables, weight, measure)
-        _guide(ax, tables["distance_means"], weight, measure)
     return figure
 
 
@@ -74,127 +75,19 @@ def relu_counterexample(tables: Tables) -> Figure:
     _gaps_over_depth(over_depth, gaps.query("last"), tables["gap_slopes"])
     _gaps_over_time(over_time, gaps.query("deepest and step > 0"))
     handles, labels = over_depth.get_legend_handles_labels()
-    over_time.legend(handles, labels, fontsize=7, **_OUTSIDE)
+    over_time.legend(handles, labels, fontsize=7, **OUTSIDE)
     return figure
 
 
-def table1(tables: Tables) -> Figure:
-    """Draw the paper's Table 1: accuracy and roughness of every cell, with verdicts."""
-    table = tables["table1"].iloc[::-1]
-    if table.empty:
-        return style.not_run()
-    figure, (accuracy, ratio) = style.panels(
-        2, width=9.5, height=0.9 + 0.4 * len(table), sharey=True
-    )
-    places = np.arange(len(table), dtype=float)
-    _points(accuracy, table, "test_accuracy", places, style.looks(["test"])["test"])
-    accuracy.set_xlabel("test accuracy (%)")
-    names = table["activation"].map(_ACTIVATIONS) + ", " + table["init"].map(_INITS)
-    accuracy.set_yticks(places, list(names))
-    for name, look, shift in _convolutions():
-        _points(ratio, table, f"ratio_{name}", places + shift, look)
-    ratio.axvline(table["threshold"].iloc[0], **style.GUIDE, label="threshold")
-    ratio.set(xscale="log", xlabel="von Neumann ratio of the trained weights", xlim=(None, 4))
-    ratio.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
-    _verdicts(ratio, places, {"ours": table["smooth"], "paper's": table["paper_smooth"]})
-    return figure
-
-
-def cifar_weights(tables: Tables) -> Figure:
-    """Draw the paper's Figure 3: an entry of each convolution over layers; all initializations."""
-    entries = tables["cifar_entries"].query("entry == 0 and activation != 'identity'")
-    if entries.empty:
-        return style.not_run()
-    activations, inits = (list(entries[axis].unique()) for axis in ("activation", "init"))
-    figure = plt.figure(figsize=(3.2 * len(inits), 2.5 * len(activations)))
-    grid = figure.subplots(len(activations), len(inits), squeeze=False, sharex=True)
-    ratios = tables["table1"].set_index(["activation", "init"])
-    for ax, (activation, init) in zip(grid.flat, product(activations, inits), strict=True):
-        rows = entries.query("activation == @activation and init == @init")
-        for name, look, _ in _convolutions():
-            curve = rows[rows["convolution"] == name]
-            start, end = curve[curve["epoch"] == 0], curve[curve["last"]]
-            line = look | {"marker": None}
-            ax.plot(start["layer"], start["value"], **line | {"linewidth": 0.5, "alpha": 0.6})
-            ax.plot(
-                end["layer"], end["value"], **line | {"linewidth": 1.2}, label=_CONVOLUTIONS[name]
-            )
-        both = "   ".join(
-            f"{_CONVOLUTIONS[name]}: {ratios.loc[(activation, init), f'ratio_{name}']:.2g}"
-            for name, *_ in _convolutions()
-        )
-        title = f"{_ACTIVATIONS[activation]}, {_INITS[init]}"
-        ax.set_title(f"{title}\nratio of {both}", fontsize=7.5)
-        ax.tick_params(labelsize=7)
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    for ax in grid[-1]:
-        ax.set_xlabel("layer $k$")
-    for ax in grid[:, 0]:
-        ax.set_ylabel("an entry of the convolution")
-    grid[0, 0].legend(fontsize=6.5, loc="best")
-    return figure
-
-
-def successive_distance(tables: Tables) -> Figure:
-    """Draw the paper's Figure 4: mean successive distance by convolution and initialization."""
-    table = tables["successive"].query("measure == 'mean_distance'")
-    if table.empty:
-        return style.not_run()
-    activations, inits = (list(table[axis].unique()) for axis in ("activation", "init"))
-    figure, axes = style.panels(len(activations), width=3.1 * len(activations), sharey=True)
-    for ax, activation in zip(axes, activations, strict=True):
-        for place, (init, look) in enumerate(style.looks(inits).items()):
-            rows = table.query("activation == @activation and init == @init and mean > 0")
-            shift = 0.12 * (place - (len(inits) - 1) / 2)
-            for mask, fill in ((rows["epoch"] == 0, "white"), (rows["last"], look["color"])):
-                points = (
-                    rows[mask]
-                    .set_index("convolution")
-                    .reindex(list(_CONVOLUTIONS))
-                    .dropna(subset="mean")
-                )
-                at = [list(_CONVOLUTIONS).index(name) + 1 + shift for name in points.index]
-                ax.errorbar(
-                    at,
-                    points["mean"],
-                    yerr=_bars(points),
-                    color=look["color"],
-                    marker=look["marker"],
-                    markerfacecolor=fill,
-                    linestyle="none",
-                    capsize=2,
-                    label=_INITS[init] if fill != "white" else None,
-                )
-        ax.set_xticks([1, 2], ["$i=1$", "$i=2$"])
-        ax.set(xlim=(0.5, 2.5), yscale="log", title=_ACTIVATIONS[activation])
-        ax.set_xlabel("convolution")
-    axes[0].set_ylabel(r"mean over $k$ of $\|\mathrm{conv}_{i,k+1}-\mathrm{conv}_{i,k}\|_F$")
-    handles, labels = axes[-1].get_legend_handles_labels()
-    title = "start (open: before training)"
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper center",
-        ncol=3,
-        fontsize=7,
-        title=title,
-        title_fontsize=7,
-    )
-    return figure
-
-
-_ACTIVATIONS = {"identity": "identity", "gelu": "GELU", "relu": "ReLU"}
-_INITS = {"weight_tied": "weight-tied", "iid": "i.i.d.", "gaussian_process": "Gaussian process"}
-_CONVOLUTIONS = {"conv1": r"$\mathrm{conv}_1$", "conv2": r"$\mathrm{conv}_2$"}
-_OUTSIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-_NAMES = {"relu": "ReLU", "gelu": "GELU"}
-_FILLS: dict[str, dict[str, Any]] = {"relu": {}, "gelu": {"markerfacecolor": "white"}}
-
-
-def _over_depth(ax: Axes, tables: Tables, weight: str, measure: str) -> None:
+@style.panel
+def _over_depth(ax: Axes, points: pd.DataFrame, fits: pd.DataFrame, legend: str) -> None:
     """Draw a measure over depth for every time, means with intervals and fitted lines."""
-    points = _of(tables["distance_means"], weight, measure)
-    fits = _of(tables["slope_means"], weight, measure).set_index("step")
+    _lines(ax, points, fits.set_index("step"))
+    _step_legend(ax, legend, fits.sort_values("step"))
+    _guide(ax, points)
+
+
+def _lines(ax: Axes, points: pd.DataFrame, fits: pd.DataFrame) -> None:
     for (step, color), marker in zip(
         style.ordered(points["step"].unique()).items(), _cycled(style.MARKERS), strict=False
     ):
@@ -202,7 +95,7 @@ def _over_depth(ax: Axes, tables: Tables, weight: str, measure: str) -> None:
         ax.errorbar(
             rows["depth"],
             rows["mean"],
-            yerr=_bars(rows),
+            yerr=style.interval_bars(rows),
             color=color,
             marker=marker,
             markersize=3.5,
@@ -216,9 +109,8 @@ def _over_depth(ax: Axes, tables: Tables, weight: str, measure: str) -> None:
     _depth_axis(ax, points["depth"].unique())
 
 
-def _step_legend(ax: Axes, title: str, tables: Tables, weight: str, measure: str) -> None:
+def _step_legend(ax: Axes, title: str, fits: pd.DataFrame) -> None:
     """List times beside the panel, latest first as the curves lie, with mean slopes."""
-    fits = _of(tables["slope_means"], weight, measure).sort_values("step")
     colors, markers = style.ordered(fits["step"]), _cycled(style.MARKERS)
     handles = [
         ax.plot(
@@ -238,21 +130,20 @@ def _step_legend(ax: Axes, title: str, tables: Tables, weight: str, measure: str
         fontsize=6.5,
         title_fontsize=6.5,
         handlelength=1.2,
-        **_OUTSIDE,
+        **OUTSIDE,
     )
 
 
-def _guide(ax: Axes, points: pd.DataFrame, weight: str, measure: str) -> None:
+def _guide(ax: Axes, points: pd.DataFrame) -> None:
     """Draw 1/L above the curves."""
-    rows = _of(points, weight, measure)
-    top = rows[rows["step"] == rows["step"].max()].sort_values("depth")
+    top = points[points["step"] == points["step"].max()].sort_values("depth")
     depth = top["depth"].to_numpy(dtype=float)
     line = 2.5 * top["mean"].iloc[0] * depth[0] / depth
     ax.plot(depth, line, **style.GUIDE)
-    place = len(depth) // 2
+    middle = len(depth) // 2
     ax.annotate(
         "1/L",
-        (depth[place], line[place]),
+        (depth[middle], line[middle]),
         xytext=(4, 3),
         textcoords="offset points",
         fontsize=7,
@@ -260,6 +151,7 @@ def _guide(ax: Axes, points: pd.DataFrame, weight: str, measure: str) -> None:
     )
 
 
+@style.panel
 def _growth(ax: Axes, rows: pd.DataFrame) -> None:
     for weight in WEIGHTS:
         look = WEIGHT_LOOKS[weight]
@@ -268,7 +160,7 @@ def _growth(ax: Axes, rows: pd.DataFrame) -> None:
         ax.errorbar(
             measured["step"],
             measured["mean"],
-            yerr=_bars(measured),
+            yerr=style.interval_bars(measured),
             **look | {"linestyle": "-"},
             capsize=2,
             label=f"${weight}$, measured",
@@ -296,7 +188,7 @@ def _growth(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _entry(ax: Axes, rows: pd.DataFrame, weight: str) -> None:
-    place = rows.iloc[0]
+    entry = rows.iloc[0]
     colors = style.ordered(rows["step"].unique())
     looks = zip(colors.items(), _cycled(style.MARKERS), _cycled(style.DASHES), strict=False)
     for (step, color), marker, dashes in looks:
@@ -312,7 +204,7 @@ def _entry(ax: Axes, rows: pd.DataFrame, weight: str) -> None:
             linewidth=1.1,
             label=f"{step}",
         )
-    index = f"{place['row'] + 1},{place['column'] + 1}"
+    index = f"{entry['row'] + 1},{entry['column'] + 1}"
     ax.set(xlabel="layer $k$", ylabel=rf"entry ({index}) of ${weight}_k$")
 
 
@@ -378,12 +270,12 @@ def _quotient(ax: Axes, curves: pd.DataFrame, decay: pd.DataFrame) -> None:
 
 
 def _gaps_over_depth(ax: Axes, rows: pd.DataFrame, slopes: pd.DataFrame) -> None:
-    for activation, name in _NAMES.items():
+    for activation, name in ACTIVATIONS.items():
         for target, look in _targets(rows).items():
             curve = rows.query("activation == @activation and target == @target")
             slope = slopes.query("activation == @activation and target == @target")["slope"].iloc[0]
             label = f"{name}, $y={target:g}$: slope {slope:.2f}"
-            look = look | _FILLS[activation] | {"linestyle": "none"}
+            look = look | FILLS[activation] | {"linestyle": "none"}
             ax.plot(curve["depth"], curve["gap"], **look, label=label)
     for number, (target, look) in enumerate(_targets(rows).items()):
         curve = rows[(rows["activation"] == "relu") & (rows["target"] == target)]
@@ -402,10 +294,10 @@ def _gaps_over_depth(ax: Axes, rows: pd.DataFrame, slopes: pd.DataFrame) -> None
 def _gaps_over_time(ax: Axes, rows: pd.DataFrame) -> None:
     for target, look in _targets(rows).items():
         curves = rows[rows["target"] == target].groupby("activation")
-        for activation, dashes in zip(_NAMES, ("none", style.DASHES[1]), strict=True):
+        for activation, dashes in zip(ACTIVATIONS, ("none", style.DASHES[1]), strict=True):
             curve = curves.get_group(activation)
             line = {"linestyle": dashes, "linewidth": 0.8, "markevery": 2}
-            ax.plot(curve["time"], curve["gap"], **look | _FILLS[activation] | line)
+            ax.plot(curve["time"], curve["gap"], **look | FILLS[activation] | line)
         limit = curves.get_group("relu")
         ax.plot(limit["time"], limit["limit_gap"], **style.GUIDE)
     ax.set(
@@ -435,13 +327,6 @@ def _cycled(values: Sequence[Any]) -> list[Any]:
     return [*values] * 4
 
 
-def _bars(points: pd.DataFrame) -> np.ndarray:
-    """Lengths of the bars of an interval; where it reaches 0, to a tenth of the mean."""
-    low = points["low"].fillna(points["mean"]).clip(lower=points["mean"] / 10)
-    high = points["high"].fillna(points["mean"])
-    return np.array([points["mean"] - low, high - points["mean"]])
-
-
 def _depth_axis(ax: Axes, depths: Iterable[int]) -> None:
     shown = sorted(depths)
     ax.set_xscale("log", base=2)
@@ -450,47 +335,3 @@ def _depth_axis(ax: Axes, depths: Iterable[int]) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_locator(LogLocator(numticks=8))
     ax.set_xlabel("depth $L$")
-
-
-def _convolutions() -> list[tuple[str, dict[str, Any], float]]:
-    """Return each convolution's name, look, and place beside the other."""
-    looks = style.looks(["", *_CONVOLUTIONS])
-    return [
-        (name, looks[name], shift) for name, shift in zip(_CONVOLUTIONS, (0.14, -0.14), strict=True)
-    ]
-
-
-def _points(
-    ax: Axes, table: pd.DataFrame, value: str, places: np.ndarray, look: dict[str, Any]
-) -> None:
-    """Draw means with intervals, and write the means to the right of these."""
-    rows = table.rename(columns={value: "mean", f"{value}_low": "low", f"{value}_high": "high"})
-    rows = rows[["mean", "low", "high"]]
-    label = _CONVOLUTIONS.get(value.removeprefix("ratio_"))
-    ax.errorbar(
-        rows["mean"],
-        places,
-        xerr=_bars(rows),
-        **look | {"linestyle": "none"},
-        capsize=2,
-        label=label,
-    )
-    ends = rows["high"].fillna(rows["mean"])
-    for place, mean, end in zip(places, rows["mean"], ends, strict=True):
-        beside: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-        ax.annotate(f"{mean:.3g}", (end, place), fontsize=6.5, **beside)
-    ax.margins(x=0.12)
-
-
-def _verdicts(ax: Axes, places: np.ndarray, columns: dict[str, pd.Series]) -> None:
-    """Write columns of verdicts to the right of a panel."""
-    look: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "fontsize": 8, "ha": "center"}
-    ax.text(1.11, len(places) - 0.1, "smooth?", **look)
-    for at, (name, verdicts) in zip((1.05, 1.17), columns.items(), strict=True):
-        ax.text(at, len(places) - 0.5, name, **look)
-        for place, verdict in zip(places, verdicts, strict=True):
-            ax.text(at, place, _verdict(verdict), va="center", **look)
-
-
-def _verdict(smooth: Any) -> str:
-    return "-" if pd.isna(smooth) else "yes" if smooth else "no"

@@ -9,10 +9,14 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from resnet_limits.runs import Runs, collect
-from resnet_limits.stats import TooFewError, fit_line, log_line, means
+from resnet_limits.stats import decay_columns, line_columns, means
 
 MEASURES = ("largest", "l2", "sup")
+SETTINGS = ["scaling", "seed", "limit_depth", "learning_rate"]
 SERIES = ["scaling", "weight", "measure", "seed", "step"]
+CURVE = ["scaling", "seed", "weight", "depth", "is_limit", "diverged", "dataset"]
+LINE = ["slope", "low", "high", "intercept", "r_squared"]
+DECAY = ["rate", "standard_error", "intercept", "r_squared"]
 # The exponential of Eq. 7 is fixed at these fractions of the training and extrapolated to its end.
 FIRST, SECOND = 0.1, 0.2
 
@@ -24,14 +28,15 @@ def distances(runs: Runs) -> pd.DataFrame:
     depth; ``l2`` and ``sup`` are distances to the limit, if there is one, for other depths.
     """
     trained = runs["large_depth"] + runs["more_seeds"] + runs["paper_scaling"]
-    wide = collect(trained, _SETTINGS)
+    wide = collect(trained, SETTINGS)
     wide["is_limit"] = wide["depth"] == wide.pop("limit_depth")
     keys = ["scaling", "seed", "depth", "is_limit", "step", "time", "loss", "diverged", "dataset"]
     wide["time"] = wide["step"] * wide["learning_rate"]
     frames = []
     for weight in ("V", "W"):
         columns = {f"{weight}_{measure}": measure for measure in MEASURES}
-        frames.append(wide[[*keys, *columns]].rename(columns=columns).assign(weight=weight))
+        named = wide.reindex(columns=[*keys, *columns]).rename(columns=columns)
+        frames.append(named.assign(weight=weight))
     table = pd.concat(frames, ignore_index=True)
     table["lipschitz"] = table["largest"] * table["depth"]
     table.loc[table["is_limit"], ["l2", "sup"]] = np.nan
@@ -95,7 +100,7 @@ def growth(runs: Runs) -> pd.DataFrame:
     beta T exp(alpha T), the form of the bound in Eq. 7, is drawn through two earlier times.
     """
     rows = []
-    for keys, group in distances(runs).groupby(_GROWING, sort=False):
+    for keys, group in distances(runs).groupby(CURVE, sort=False):
         curve = group.set_index("step")
         time, value = curve["time"], curve["lipschitz"]
         whole, first, second = (
@@ -104,7 +109,7 @@ def growth(runs: Runs) -> pd.DataFrame:
         last = curve.index.max()
         guess = _exponential(time, value, first, second)[last]
         rows.append(
-            dict(zip(_GROWING, keys, strict=True))
+            dict(zip(CURVE, keys, strict=True))
             | {
                 "exponent": np.log(value[last] / value[whole]) / np.log(time[last] / time[whole]),
                 "overshoot": np.log10(value[last] / guess),
@@ -124,7 +129,7 @@ def extrapolated(runs: Runs) -> pd.DataFrame:
     frames = []
     table = distances(runs).query("not is_limit and step > 0")
     table = table[table["depth"] == table.groupby("scaling")["depth"].transform("max")]
-    for _, group in table.groupby(_GROWING, sort=False):
+    for _, group in table.groupby(CURVE, sort=False):
         curve = group.set_index("step")
         first, second = (_nearest(curve.index, f * curve.index.max()) for f in (FIRST, SECOND))
         guess = _exponential(curve["time"], curve["lipschitz"], first, second)
@@ -167,7 +172,7 @@ def decay(runs: Runs) -> pd.DataFrame:
                 "depth": run.settings["depth"],
                 "first_step": half,
                 "last_step": last,
-                **_fit_columns(curve.loc[half:, "loss"]),
+                **decay_columns(curve.loc[half:].reset_index(), DECAY),
                 "loss": end["loss"],
                 "relative_loss": end["loss"] / start["loss"],
                 "quotient": end["quotient"],
@@ -210,7 +215,7 @@ def gap_slopes(runs: Runs) -> pd.DataFrame:
     for (activation, target), group in last.groupby(["activation", "target"], sort=False):
         rows.append(
             {"activation": activation, "target": target, "dataset": group["dataset"].iloc[0]}
-            | _line_columns(group, "gap")
+            | line_columns(group, "depth", "gap", LINE)
         )
     return pd.DataFrame(rows)
 
@@ -233,14 +238,10 @@ def relu_limit_gap(time: float, x: float, y: float) -> float:
         """How much later than ``time`` the output is at exp(-distance) from y, relative to x."""
         left = (y - x) * np.exp(-distance)
         u = y - left
-        return (np.log(u / x) + distance) / y**2 - 1 / (u * y) + 1 / (x * y) - time
+        return float((np.log(u / x) + distance) / y**2 - 1 / (u * y) + 1 / (x * y) - time)
 
     distance = brentq(late, 0, 1 + y**2 * time, xtol=1e-12)
-    return 2 * np.log((y - (y - x) * np.exp(-distance)) / x)
-
-
-_SETTINGS = ["scaling", "seed", "limit_depth", "learning_rate"]
-_GROWING = ["scaling", "seed", "weight", "depth", "is_limit", "diverged", "dataset"]
+    return float(2 * np.log((y - (y - x) * np.exp(-distance)) / x))
 
 
 def _measures(runs: Runs) -> pd.DataFrame:
@@ -258,36 +259,7 @@ def _slope_columns(group: pd.DataFrame) -> dict[str, Any]:
         "falls": bool((ordered["distance"].diff().iloc[1:] < 0).all()),
         "diverged": bool(group["diverged"].any()),
         "dataset": group["dataset"].iloc[0],
-    } | _line_columns(ordered, "distance")
-
-
-def _line_columns(rows: pd.DataFrame, y: str) -> dict[str, float]:
-    """Fit log ``y`` over log depth; without a fit the columns are not numbers."""
-    try:
-        line, _ = log_line(rows, "depth", y)
-    except TooFewError:
-        return dict.fromkeys(("slope", "low", "high", "intercept", "r_squared"), np.nan)
-    return {
-        "slope": line.slope.value,
-        "low": line.slope.low,
-        "high": line.slope.high,
-        "intercept": line.intercept,
-        "r_squared": line.r_squared,
-    }
-
-
-def _fit_columns(loss: pd.Series) -> dict[str, float]:
-    """Fit log loss over iterations: rate per iteration, its standard error, and r^2."""
-    try:
-        line = fit_line(loss.index, np.log(loss))
-    except TooFewError:
-        return dict.fromkeys(("rate", "standard_error", "intercept", "r_squared"), np.nan)
-    return {
-        "rate": -line.slope.value,
-        "standard_error": line.standard_error,
-        "intercept": line.intercept,
-        "r_squared": line.r_squared,
-    }
+    } | line_columns(ordered, "depth", "distance", LINE)
 
 
 def _exponential(time: pd.Series, value: pd.Series, first: int, second: int) -> pd.Series:
@@ -298,168 +270,9 @@ def _exponential(time: pd.Series, value: pd.Series, first: int, second: int) -> 
 
 
 def _nearest(steps: pd.Index, wanted: float) -> int:
-    later = [step for step in steps if step > 0]
+    later = [int(step) for step in steps if step > 0]
     return min(later, key=lambda step: abs(step - wanted))
 
 
 def _is_last(table: pd.DataFrame) -> pd.Series:
     return table["step"] == table["step"].max()
-
-
-# Images.
-
-# Above this von Neumann ratio weights are not called smooth: more than so much of their variance
-# over layers is independent from layer to layer. The claims' bounds are its logarithm.
-SMOOTH_BELOW = 0.1
-CELL = ["activation", "init"]
-# Table 1's marks: smooth activation and weight-tied start. It has no Gaussian process.
-PAPER_SMOOTH = {
-    (activation, init): init == "weight_tied" and activation != "relu"
-    for activation in ("identity", "gelu", "relu")
-    for init in ("weight_tied", "iid")
-}
-PROCESS = ("gelu", "gaussian_process")
-
-
-def cells(runs: Runs) -> pd.DataFrame:
-    """Accuracy in % and smoothness at the end, one row per run.
-
-    ``ratio_conv1`` and ``ratio_conv2`` are von Neumann ratios, ``ratio`` the larger of the two
-    and ``log_ratio`` its decimal logarithm; ``distance`` is the mean distance of successive
-    layers, and ``largest_distance`` the maximum, over both convolutions.
-    """
-    if not runs["cifar"]:
-        return pd.DataFrame(columns=_CELLS)
-    ends = _last(collect(runs["cifar"], ["seed", "depth", *CELL])).assign(
-        test_accuracy=lambda rows: 100 - rows["test_error"],
-        train_accuracy=lambda rows: 100 - rows["train_error"],
-    )
-    weights = _last(collect(runs["cifar"], ["seed", *CELL], "smoothness"))
-    ratios = weights.pivot(index=[*CELL, "seed"], columns="convolution", values="von_neumann_ratio")
-    measures = weights.groupby([*CELL, "seed"]).agg(
-        ratio=("von_neumann_ratio", "max"),
-        distance=("mean_distance", "mean"),
-        largest_distance=("largest_distance", "max"),
-    )
-    table = ends.join(measures.join(ratios.add_prefix("ratio_")), on=[*CELL, "seed"])
-    with np.errstate(divide="ignore"):
-        table["log_ratio"] = np.log10(table["ratio"])
-        table["log_distance"] = np.log10(table["distance"])
-    table["smooth"] = table["ratio"] < SMOOTH_BELOW
-    table["paper_smooth"] = [PAPER_SMOOTH.get(cell) for cell in _cells_of(table)]
-    return table[_CELLS]
-
-
-def extremes(runs: Runs) -> pd.DataFrame:
-    """Contrasts between the cells of Table 1, one row per seed.
-
-    ``roughest_smooth`` is the largest ``log_ratio`` of the cells that the paper finds smooth,
-    ``smoothest_rough`` the smallest of the others, ``process_ratio`` that of GELU networks that
-    start as Gaussian processes. ``log_distance`` is that of weight-tied minus that of i.i.d. GELU
-    networks. Differences of test accuracy, in points: ``gelu_gain`` of weight-tied GELU over
-    weight-tied identity; ``rough_gain`` of the worst of the networks with GELU or ReLU and rough
-    weights over weight-tied GELU. Cells that were not run are left out, or leave gaps.
-    """
-    marked = pd.Series(PAPER_SMOOTH)
-    tied, iid, line = ("gelu", "weight_tied"), ("gelu", "iid"), ("identity", "weight_tied")
-    rough = [cell for cell in PAPER_SMOOTH if not PAPER_SMOOTH[cell] and cell[0] != "identity"]
-    rows = []
-    for seed, group in cells(runs).groupby("seed"):
-        cell = group.set_index(CELL).reindex([*PAPER_SMOOTH, PROCESS])
-        ratio, accuracy = cell["log_ratio"], cell["test_accuracy"]
-        rows.append(
-            {
-                "seed": seed,
-                "roughest_smooth": ratio[marked.index[marked]].max(),
-                "smoothest_rough": ratio[marked.index[~marked]].min(),
-                "process_ratio": ratio[PROCESS],
-                "log_distance": cell["log_distance"][tied] - cell["log_distance"][iid],
-                "gelu_gain": accuracy[tied] - accuracy[line],
-                "rough_gain": accuracy[rough].min() - accuracy[tied],
-                "diverged": group["diverged"].any(),
-                "dataset": group["dataset"].iloc[0],
-            }
-        )
-    return pd.DataFrame(rows, columns=_EXTREMES)
-
-
-def table1(runs: Runs) -> pd.DataFrame:
-    """Means over seeds of what `cells` has, one row per activation and initialization.
-
-    A mean ``x`` has its interval in ``x_low`` and ``x_high``. ``smooth_share`` is the share of
-    seeds whose weights are smooth, ``smooth`` whether the mean ratio is below ``threshold``.
-    The paper's accuracies are not legible in our copy; their column is empty.
-    """
-    table = cells(runs)
-    if table.empty:
-        return pd.DataFrame(columns=[*CELL, "n", *_AVERAGED, "smooth", "paper_smooth", "dataset"])
-    result = table.groupby(CELL, sort=False).agg(
-        n=("seed", "count"),
-        diverged=("diverged", "sum"),
-        smooth_share=("smooth", "mean"),
-        dataset=("dataset", "first"),
-    )
-    for value in _AVERAGED:
-        columns = means(table, CELL, value).set_index(CELL)[["mean", "low", "high"]]
-        result[[value, f"{value}_low", f"{value}_high"]] = columns
-    result = result.reset_index()
-    result["threshold"] = SMOOTH_BELOW
-    result["smooth"] = result["ratio"] < SMOOTH_BELOW
-    result["paper_smooth"] = [PAPER_SMOOTH.get(cell) for cell in _cells_of(result)]
-    result["paper_test_accuracy"] = np.nan
-    return result
-
-
-def successive(runs: Runs) -> pd.DataFrame:
-    """Mean and largest distances of successive layers, means over seeds."""
-    by = [*CELL, "convolution", "epoch", "dataset", "measure"]
-    if not runs["cifar"]:
-        return pd.DataFrame(columns=[*by, "mean", "n", "low", "high", "last"])
-    wide = collect(runs["cifar"], ["seed", *CELL], "smoothness")
-    measures = ["mean_distance", "largest_distance"]
-    long = wide.melt([*by[:-1], "seed"], measures, var_name="measure", value_name="distance")
-    table = means(long, by, "distance")
-    return table.assign(last=table["epoch"] == table.groupby(CELL)["epoch"].transform("max"))
-
-
-def cifar_entries(runs: Runs) -> pd.DataFrame:
-    """List some entries of the convolutions over layers, at start and end, first seed."""
-    first = [run for run in runs["cifar"] if run.settings["seed"] == _first_seed(runs)]
-    if not first:
-        columns = ["convolution", "entry", "layer", "value", "epoch", "last", *CELL, "dataset"]
-        return pd.DataFrame(columns=columns)
-    table = collect(first, ["seed", *CELL], "entries")
-    table["last"] = table["epoch"] == table.groupby(CELL)["epoch"].transform("max")
-    return table[table["last"] | (table["epoch"] == 0)]
-
-
-_AVERAGED = (
-    "test_accuracy",
-    "train_accuracy",
-    "ratio_conv1",
-    "ratio_conv2",
-    "ratio",
-    "distance",
-    "largest_distance",
-)
-_CELLS = [
-    *CELL, "seed", "depth", "epoch", *_AVERAGED, "log_ratio", "log_distance",
-    "smooth", "paper_smooth", "diverged", "dataset",
-]  # fmt: skip
-_EXTREMES = [
-    "seed", "roughest_smooth", "smoothest_rough", "process_ratio", "log_distance",
-    "gelu_gain", "rough_gain", "diverged", "dataset",
-]  # fmt: skip
-
-
-def _last(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of each run's last measurement; a diverged run ends early."""
-    return table[table["step"] == table.groupby([*CELL, "seed"])["step"].transform("max")]
-
-
-def _cells_of(table: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(zip(table["activation"], table["init"], strict=True))
-
-
-def _first_seed(runs: Runs) -> int:
-    return min((run.settings["seed"] for run in runs["cifar"]), default=0)
