@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pandas as pd
 
 from resnet_limits.archive import archived_runs, read_manifest
 from resnet_limits.errors import UserError, require_known
-from resnet_limits.files import write_table
+from resnet_limits.files import hash_bytes, hash_file, write_atomic, write_table
 from resnet_limits.layout import RECORDED, Layout
 from resnet_limits.runs import Run, read_run
 from resnet_limits.spec import Study, load_study
@@ -33,6 +35,7 @@ def make_table(study: str, table: str, scale: str, layout: Layout) -> None:
         frame = spec.load("tables", table)(runs)
     path = layout.table(scale, study, table)
     write_table(path, frame)
+    write_atomic(layout.table_digest(scale, study, table), f"{hash_file(path)}  {path.name}\n")
     print(path)
 
 
@@ -77,11 +80,16 @@ def scale_label(spec: Study, figure: str, scale: str, layout: Layout) -> str:
 
 
 def read_table(study: str, table: str, scale: str, layout: Layout) -> pd.DataFrame:
-    """Read a table; `UserError` if it is missing or is no table."""
+    """Read a table; `UserError` if it is missing or was changed after it was made."""
     path = layout.table(scale, study, table)
     try:
-        return pd.read_csv(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such table; run Snakemake to make it.") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a table ({error}); delete it and run Snakemake.") from None
+        content = path.read_bytes()
+        wanted = layout.table_digest(scale, study, table).read_text("utf-8").split()
+    except (FileNotFoundError, UnicodeDecodeError):
+        raise UserError(f"{path}: missing, or its .sha256 is; run Snakemake to make it.") from None
+    if wanted != [hash_bytes(content), path.name]:
+        raise UserError(
+            f"{path}: was changed after it was made. To make it again: "
+            f"snakemake --cores 1 --force {path}"
+        )
+    return pd.read_csv(io.BytesIO(content))

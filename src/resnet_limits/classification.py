@@ -149,7 +149,7 @@ class Classification(Problem):
         self.network.train()
         logits = self.logits(x)
         loss = F.cross_entropy(logits, y)
-        loss.backward()
+        torch.autograd.backward(loss)
         errors = (logits.detach().argmax(1) != y).sum()
         self.seen += torch.stack([loss.detach() * len(y), errors, torch.full_like(errors, len(y))])
         return loss.detach().reshape(1)
@@ -172,7 +172,8 @@ class Classification(Problem):
     def logits(self, x: Tensor) -> Tensor:
         """Apply the network in the chosen precision; logits are float32."""
         with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bfloat16"):
-            return self.network(x).float()
+            logits: Tensor = self.network(x)
+        return logits.float()
 
     def measure(self) -> pd.DataFrame:
         """Mean loss and error in %: of the epoch's training batches, and of the test set.

@@ -64,6 +64,10 @@ class Layout:
         """Return the file of a tidy table."""
         return self.study(scale, study) / TABLES / f"{table}.csv"
 
+    def table_digest(self, scale: str, study: str, table: str) -> Path:
+        """Return the file with the hash of a table, in the form of ``sha256sum``."""
+        return self.table(scale, study, table).with_suffix(".csv.sha256")
+
     def claims(self, scale: str, study: str) -> Path:
         """Return the file of a study's verdicts."""
         return self.study(scale, study) / "claims.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -21,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from resnet_limits.files import hash_file
+from resnet_limits.files import hash_file, write_atomic
 
 WIDTH = 5.5  # inches; a page's text width
 HEIGHT = 3.4
@@ -190,12 +191,15 @@ def save(
     figure.supxlabel(origin, fontsize=6, color="0.4", x=0.995, ha="right")
     content = hashlib.sha256("".join(map(hash_file, paths)).encode()).hexdigest()
     subject = f"scale {scale}; tables {content}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
     # No dates and no program versions: the same tables give the same bytes.
-    print(f"{stem}.png", f"{stem}.pdf", sep="\n")
-    figure.savefig(f"{stem}.png", metadata={"Description": subject, "Software": None})
+    _write(figure, stem.with_suffix(".png"), {"Description": subject, "Software": None})
     figure.set_layout_engine("none")  # laid out already; once more takes as long as drawing
-    figure.savefig(
-        f"{stem}.pdf",
-        metadata={"Subject": subject, "CreationDate": None, "Creator": None, "Producer": None},
-    )
+    undated = {"CreationDate": None, "Creator": None, "Producer": None}
+    _write(figure, stem.with_suffix(".pdf"), {"Subject": subject, **undated})
+
+
+def _write(figure: Figure, path: Path, metadata: dict[str, str | None]) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], metadata=metadata)
+    write_atomic(path, content.getvalue())
+    print(path)

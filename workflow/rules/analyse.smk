@@ -5,6 +5,7 @@ rule table:
         records_for_table,
     output:
         LAYOUT.table("{scale}", "{study}", "{table}"),
+        LAYOUT.table_digest("{scale}", "{study}", "{table}"),
     log:
         LAYOUT.log("{scale}", "{study}", "table_{table}"),
     conda:

@@ -1,12 +1,11 @@
 # Needs a run's resolved configuration, and the stamp of its data set if that is in files. Makes
-# results/<scale>/<study>/<experiment>/<run>/ with record.json and metrics.csv. Nothing here makes
-# the scale `recorded`.
+# results/<scale>/<study>/<experiment>/<run>/record.json and the measurements that it names. Nothing
+# here makes the scale `recorded`.
 rule train:
     input:
         stamp_for_run,
     output:
-        record=LAYOUT.record(ANY_RUN),
-        metrics=LAYOUT.run(ANY_RUN) / "metrics.csv",
+        LAYOUT.record(ANY_RUN),
     log:
         LAYOUT.run(ANY_RUN) / "train.log",
     wildcard_constraints:
@@ -21,7 +20,7 @@ rule train:
     params:
         # Also what decides whether a finished run is still the one asked for.
         config=lambda wildcards: json.dumps(run_config(wildcards).to_json()),
-        folder=lambda wildcards, output: Path(output.record).parent,
+        folder=lambda wildcards, output: Path(output[0]).parent,
     shell:
         "resnet-limits train --config {params.config:q} --output {params.folder:q}"
         f" --device {CONFIGURATION.device} --data-root {shlex.quote(CONFIGURATION.data_root)}"

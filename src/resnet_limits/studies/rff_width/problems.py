@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -279,7 +279,7 @@ def draw_frequencies(settings: WidthSettings, kernel: Kernel, width: int, states
     return torch.stack(list(drawn))
 
 
-def embedding_sizes(settings: WidthSettings) -> list[float]:
+def embedding_sizes(settings: WidthSettings) -> Sequence[float]:
     """Return alpha of a scaling, q of a lifting; whichever the run has."""
     return settings.alpha if settings.embedding == "scaling" else settings.states
 

@@ -180,7 +180,8 @@ def weights(settings: ExpansionSettings, start: str, depth: int, seed: int) -> T
     source = generator(seed, "weights", start)
     layers = 1 if start == "tied" else depth
     drawn = torch.randn(layers, width, width, generator=source, dtype=torch.float64)
-    return settings.weight_scale * width**-0.5 * drawn.expand(depth, -1, -1).clone()
+    spread: float = settings.weight_scale * width**-0.5
+    return spread * drawn.expand(depth, -1, -1).clone()
 
 
 def over_depth(gradient: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ class CostProblem(Problem):
         with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bfloat16"):
             logits = model(self.x)
         loss = F.cross_entropy(logits.float(), self.y)
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.detach()
 
     def _now(self) -> float:

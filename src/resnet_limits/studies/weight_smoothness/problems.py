@@ -17,10 +17,10 @@ from resnet_limits.probes import evenly_spaced, log_spaced, member_rows
 from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
 from resnet_limits.studies.weight_smoothness.settings import (
-    ChainSettings,
     KinkSettings,
     LargeDepthSettings,
     LongTimeSettings,
+    RegressionSettings,
 )
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -186,7 +186,9 @@ class KinkProblem(Problem):
         )
 
 
-def draw(settings: ChainSettings, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw(
+    settings: RegressionSettings, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw x and y, both ``(n, d)``, and every layer's start W ``(1, m, d)`` and V ``(1, d, m)``.
 
     A seed's numbers do not depend on depth, scaling or type.
@@ -201,7 +203,7 @@ def draw(settings: ChainSettings, device: torch.device) -> tuple[Tensor, Tensor,
 
 
 def start_chain(
-    settings: ChainSettings, depth: int, x: Tensor, y: Tensor, W: Tensor, V: Tensor
+    settings: RegressionSettings, depth: int, x: Tensor, y: Tensor, W: Tensor, V: Tensor
 ) -> DescendingChain:
     """Build a chain with the factors of the setting ``scaling``.
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from resnet_limits import style
 
 
-def losses(tables: Mapping[str, pd.DataFrame]) -> Figure:
+def losses(tables: style.Tables) -> Figure:
     """Draw the loss over steps and the predicted rate."""
     figure, (ax,) = style.panels()
     curves, rates = tables["losses"], tables["rates"]
