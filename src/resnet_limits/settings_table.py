@@ -41,12 +41,17 @@ def generated_part(study: Study) -> str:
 
 def _experiment(study: Study, name: str) -> Iterator[str]:
     protocol, settings_class = study.experiments[name], study.settings_class(name)
+    first = _first_of_its_kind(study, name)
+    known = study.experiments[first].settings if first != name else {}
     yield f"## Settings of `{name}`\n\n{protocol.about}\n"
+    if known:
+        yield f"Those of `{first}`, but for:\n"
     yield "| setting | what | value | source |"
     yield "|---|---|---|---|"
     for key, source in protocol.settings.items():
-        about = description(settings_class, key)
-        yield f"| `{key}` | {about} | {_text(source.content)} | {_source(source)} |"
+        if source != known.get(key):
+            about = description(settings_class, key)
+            yield f"| `{key}` | {about} | {_text(source.content)} | {_source(source)} |"
     for scale, experiments in study.document.scales.items():
         overrides = experiments.get(name)
         if overrides == NOT_RUN:
@@ -54,6 +59,12 @@ def _experiment(study: Study, name: str) -> Iterator[str]:
         elif isinstance(overrides, dict):
             changes = ", ".join(f"`{key}` {_text(value)}" for key, value in overrides.items())
             yield f"\nAt scale `{scale}`: {changes}."
+
+
+def _first_of_its_kind(study: Study, name: str) -> str:
+    """Return the first experiment that trains the same problem."""
+    problem = study.experiments[name].problem
+    return next(other for other, found in study.experiments.items() if found.problem == problem)
 
 
 def _text(value: Any) -> str:
