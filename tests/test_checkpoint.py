@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 
-from problems import CONFIG, SOURCES, Quadratic
 from resnet_limits import train as training
 from resnet_limits.checkpoint import Checkpoint, pack, read_marks, unpack
 from resnet_limits.contract import training_state
@@ -24,6 +23,7 @@ from resnet_limits.runs import read_record
 from resnet_limits.spec import load_study
 from resnet_limits.testing import Interruption
 from resnet_limits.train import fit, train
+from tests.problems import CONFIG, SOURCES, Quadratic
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from problems import CONFIG, SOURCES, Quadratic
 from resnet_limits.contract import Contract, training_state
 from resnet_limits.errors import UserError
 from resnet_limits.problem import Probe
 from resnet_limits.runs import read_record
 from resnet_limits.testing import assert_resumes
 from resnet_limits.train import fit
+from tests.problems import CONFIG, SOURCES, Quadratic
 
 pytestmark = pytest.mark.filterwarnings("error")
 

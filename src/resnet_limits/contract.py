@@ -213,7 +213,7 @@ def _content(value: Tensor) -> bytes | None:
 def _global_random_state() -> dict[str, Any]:
     found = {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": repr(np.random.get_state()),  # noqa: NPY002
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002 (what a study may have used)
         "python": random.getstate(),
     }
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""Tests, each of a module or a study."""
