@@ -245,8 +245,8 @@ def completeness(spec: Study, experiment: str, layout: Layout) -> str:
     if kept is None:
         return "not recorded"
     wanted = spec.experiment(experiment, kept.scale).runs()
-    missing = [run for run in wanted if run not in kept.runs]
-    parts = [f"{len(kept.runs)} of {len(wanted)} runs"] if missing else []
+    present = kept.runs.keys() & wanted.keys()
+    parts = [f"{len(present)} of {len(wanted)} runs"] if len(present) < len(wanted) else []
     digests = {
         run: _archived(spec.name, experiment, run, kept, layout).record.digest for run in kept.runs
     }
