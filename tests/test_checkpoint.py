@@ -120,6 +120,7 @@ def assert_untouched(problem):
     assert problem.scheduler.state_dict() == fresh.scheduler.state_dict()
 
 
+@pytest.mark.slow
 def test_no_truncation_is_continued(tmp_path, capsys):
     whole, problem = checkpoint(tmp_path), Quadratic()
     path = tmp_path / "checkpoint.pt"
@@ -312,6 +313,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_threads_it_was_started_with(
     tmp_path, capsys, threads, monkeypatch
 ):

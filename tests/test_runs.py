@@ -59,7 +59,7 @@ def test_a_run_knows_what_it_measured(folder):
     run = read_run(folder, CONFIG)
     assert run.has("metrics")
     assert not run.has("gram")
-    with pytest.raises(UserError, match="gram.csv: missing"):
+    with pytest.raises(UserError, match=r"gram.csv: missing"):
         run.measurements("gram")
     assert collect([run], ["depth"], "gram").columns.tolist() == ["depth", "diverged", "dataset"]
 
