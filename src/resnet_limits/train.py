@@ -187,11 +187,11 @@ class _Loop:
         problem, state = self.problem, self.state
         start, saved = time.monotonic() - state.seconds, time.monotonic()
         while True:
+            state.seconds = time.monotonic() - start
             probes = self.due.get(state.step, ())
             # A checkpoint may have been taken after this step's measurements.
             if state.step > state.measured and probes:
                 self._measure(probes)
-                state.seconds = time.monotonic() - start
                 self._report()
                 if problem.is_done() or bool((state.diverged_at >= 0).all()):
                     return
@@ -199,7 +199,6 @@ class _Loop:
                 return
             late = time.monotonic() - saved > self.checkpoint_seconds
             if late or state.step in problem.milestones:
-                state.seconds = time.monotonic() - start
                 self._save()
                 saved = time.monotonic()
             self._advance()
