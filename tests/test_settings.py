@@ -1,5 +1,7 @@
 """Settings are typed, and what is wrong with them is told in one line."""
 
+from __future__ import annotations
+
 import json
 import math
 import subprocess
@@ -13,7 +15,7 @@ from resnet_limits.classification_settings import PIXELS
 from resnet_limits.data.sources import SETS
 from resnet_limits.errors import UserError
 from resnet_limits.settings import axes, build, check_value, description, json_schema, to_json
-from resnet_limits.spec import STUDIES, TRAINED_SCALES, load_study
+from resnet_limits.spec import STUDIES, load_study, study_names
 from resnet_limits.studies.rff_width.settings import (
     BlockNetworkSettings,
     FlowSettings,
@@ -31,56 +33,32 @@ from resnet_limits.studies.weight_smoothness.settings import (
     LargeDepthSettings,
     LongTimeSettings,
 )
+from resnet_limits.study_files import TRAINED_SCALES
 
-CLASSES = {
-    "two_spirals": {"rate": SpiralsSettings, "depth": SpiralsSettings},
-    "sorted_tau": {
-        "resnet20": ResNetSettings,
-        "resnet32": ResNetSettings,
-        "deeper": ResNetSettings,
-        "resnext": ResNetSettings,
-        "cost": CostSettings,
-        "dense": ExpansionSettings,
-    },
-    "weight_smoothness": {
-        "large_depth": LargeDepthSettings,
-        "more_seeds": LargeDepthSettings,
-        "paper_scaling": LargeDepthSettings,
-        "long_time": LongTimeSettings,
-        "relu_counterexample": KinkSettings,
-        "cifar": DeepConvolutionSettings,
-    },
-    "rff_width": {
-        "width": WidthSettings,
-        "embedding": WidthSettings,
-        "guarantee": WidthSettings,
-        "mnist_layers": FlowSettings,
-        "mnist_channels": FlowSettings,
-        "cifar": BlockNetworkSettings,
-    },
-}
-EVERY_CLASS = list({cls for classes in CLASSES.values() for cls in classes.values()})
+pytestmark = pytest.mark.filterwarnings("error")
+
+STUDIES_BY_NAME = {name: load_study(name) for name in study_names()}
+EXPERIMENTS = [(study, name) for study in STUDIES_BY_NAME.values() for name in study.experiments]
+EVERY_CLASS = list(dict.fromkeys(study.settings_class(name) for study, name in EXPERIMENTS))
 STEP = {"kind": "step", "milestones": [1], "factor": 0.1}
 
 
 def example(settings_class):
-    """Return the settings of the first run of the class at scale smoke."""
-    for study, classes in CLASSES.items():
-        for experiment, cls in classes.items():
-            if cls is settings_class:
-                return next(load_study(study).runs("smoke", experiment))["settings"]
+    """Return the settings of the first run of the class at scale smoke, as JSON has them."""
+    for study, experiment in EXPERIMENTS:
+        if study.settings_class(experiment) is settings_class:
+            return to_json(next(study.runs("smoke", experiment)).settings)
     raise KeyError(settings_class)
 
 
 @pytest.mark.parametrize("scale", TRAINED_SCALES)
-@pytest.mark.parametrize("study", CLASSES)
-def test_every_run_of_every_study_is_valid_and_keeps_its_values(study, scale):
-    assert set(CLASSES[study]) == set(load_study(study).experiments)
-    for run in load_study(study).runs(scale):
-        settings = build(CLASSES[study][run["experiment"]], run["settings"], "study.yaml")
-        plain = to_json(settings)
-        assert json.dumps(plain, sort_keys=True) == json.dumps(run["settings"], sort_keys=True)
-        assert build(type(settings), json.loads(json.dumps(plain)), "record.json") == settings
+@pytest.mark.parametrize(("study", "experiment"), EXPERIMENTS, ids=lambda x: getattr(x, "name", x))
+def test_the_settings_of_every_run_survive_json(study, experiment, scale):
+    settings_class = study.settings_class(experiment)
+    for run in study.runs(scale, experiment):
+        assert type(run.settings) is settings_class
+        plain = json.loads(json.dumps(to_json(run.settings)))
+        assert build(settings_class, plain, "record.json") == run.settings
 
 
 def replaced(**changes):
@@ -385,13 +363,14 @@ def test_sizes_are_those_of_the_data_sets():
     assert {name: PIXELS[name] for name in SETS} == {n: s.shape[0] for n, s in SETS.items()}
 
 
+@pytest.mark.slow
 def test_settings_import_nothing_that_trains():
     modules = ["resnet_limits.settings", "resnet_limits.classification_settings"]
     modules += [
         f"resnet_limits.studies.{path.parent.name}.settings"
         for path in STUDIES.glob("*/settings.py")
     ]
-    assert len(modules) == 2 + len(CLASSES)
+    assert len(modules) == 2 + len(STUDIES_BY_NAME)
     code = f"import sys, {', '.join(modules)}\nprint(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "pandas"} & set(run.stdout.split())

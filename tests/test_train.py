@@ -1,119 +1,203 @@
-"""The training loop: resuming, divergence, probes and locks."""
+"""The training loop: resuming, divergence, progress and locks."""
+
+from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import time
-from pathlib import Path
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from resnet_limits.record import read_record
 
-from resnet_limits import train
-from resnet_limits.locks import locked
-from resnet_limits.probes import Probe, evenly_spaced, log_spaced, member_rows
+from resnet_limits import train as training
+from resnet_limits.errors import UserError
+from resnet_limits.layout import RunKey
+from resnet_limits.locks import is_locked, locked
+from resnet_limits.probes import evenly_spaced, log_spaced
+from resnet_limits.problem import Context, Probe
+from resnet_limits.progress import status
+from resnet_limits.runs import collect, read_record, read_run
 from resnet_limits.spec import load_study
+from resnet_limits.testing import assert_resumes, assert_run_resumes
+from resnet_limits.train import choose_device, fit, read_config, train
+from tests.problems import CONFIG, SOURCES, Quadratic
 
-CONFIG = load_study("two_spirals").run("smoke", "depth", "depth10")
+pytestmark = pytest.mark.filterwarnings("error")
 
-
-class Quadratic(train.Problem):
-    """Minimize ``curvature x^2 / 2`` by noisy gradient descent, three members at once."""
-
-    def __init__(self, rates=(0.1, 0.1, 0.1), steps=40, interrupt=None):
-        self.members = [{"seed": seed} for seed in range(len(rates))]
-        self.steps = steps
-        self.x = torch.ones(len(rates), dtype=torch.float64)
-        self.rates = torch.tensor(rates, dtype=torch.float64)
-        self.noise = torch.Generator().manual_seed(0)
-        self.state = {"x": self.x, "noise": self.noise}
-        self.data = train.Data.of("quadratic", [self.rates])
-        self.optimizer = torch.optim.SGD([self.x], lr=0.1, momentum=0.9)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
-        self.probes = [Probe("metrics", evenly_spaced(steps, 10), self.measure)]
-        self.interrupt = interrupt
-        self.taken = 0
-
-    def step(self):
-        if self.taken == self.interrupt:
-            raise KeyboardInterrupt
-        self.taken += 1
-        noise = torch.randn(3, generator=self.noise, dtype=torch.float64)
-        self.x.grad = 10 * self.rates * self.x + 0.01 * noise[: len(self.x)]
-        return 5 * self.rates * self.x.square()
-
-    def measure(self):
-        return member_rows(self.members, x=self.x)
+STUDY = load_study("two_spirals")
+SPIRALS = STUDY.run(RunKey("smoke", "two_spirals", "depth", "depth10"))
 
 
-def metrics(folder: Path) -> bytes:
-    return (folder / "metrics.csv").read_bytes()
+def metrics(folder):
+    return pd.read_csv(folder / "metrics.csv")
 
 
-@pytest.mark.parametrize("interrupt", [1, 17, 20, 35])
-def test_resumed_training_ends_with_the_same_bits(tmp_path, interrupt):
-    train.fit(Quadratic(), CONFIG, tmp_path / "whole", 1e9)
-    for broken in (Quadratic(interrupt=interrupt), Quadratic(interrupt=4)):
-        try:
-            train.fit(broken, CONFIG, tmp_path / "broken", -1)  # a checkpoint every step
-        except KeyboardInterrupt:
-            continue
-    train.fit(Quadratic(), CONFIG, tmp_path / "broken", -1)
-    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
-    record = read_record(tmp_path / "broken" / "record.json")
-    assert record["timing"]["resumed"] >= 1
-    assert record["outcome"] == read_record(tmp_path / "whole" / "record.json")["outcome"]
-    assert not (tmp_path / "broken" / "checkpoint.pt").exists()
+@pytest.mark.parametrize("after", [(1,), (17, 18), (20, 35), (0, 39), tuple(range(40))])
+def test_resumed_training_ends_with_the_same_bits(tmp_path, after):
+    assert_resumes(Quadratic, tmp_path, after)
+    record = read_record(tmp_path / "resumed" / "record.json")
+    assert record.timing.resumed == len(after)
+    assert record.outcome == read_record(tmp_path / "whole" / "record.json").outcome
+    assert not (tmp_path / "resumed" / "checkpoint.pt").exists()
 
 
-def test_checkpoint_of_another_configuration_is_not_continued(tmp_path, capsys):
-    with pytest.raises(KeyboardInterrupt):
-        train.fit(Quadratic(interrupt=20), CONFIG, tmp_path, -1)
-    other = CONFIG | {"settings": CONFIG["settings"] | {"learning_rate": 0.5}}
-    train.fit(Quadratic(), other, tmp_path, -1)
-    assert "starting over" in capsys.readouterr().out
-    assert read_record(tmp_path / "record.json")["timing"]["resumed"] == 0
+@pytest.mark.slow
+def test_a_run_of_a_study_resumes(tmp_path):
+    assert_run_resumes(SPIRALS, tmp_path)
 
 
-def test_damaged_checkpoint_is_not_fatal(tmp_path, capsys):
-    (tmp_path / "checkpoint.pt").write_bytes(b"half a checkp")
-    train.fit(Quadratic(), CONFIG, tmp_path, 1e9)
-    assert "starting over" in capsys.readouterr().out
+def test_training_is_gradient_descent_with_momentum(tmp_path):
+    problem = Quadratic(curvatures=(1.0,), steps=30)
+    fit(problem, CONFIG, SOURCES, tmp_path, 1e9)
+    noise = torch.Generator().manual_seed(0)
+    x, velocity = 1.0, 0.0
+    for step in range(30):
+        drawn = torch.randn(3, generator=noise, dtype=torch.float64)[0].item()
+        velocity = 0.9 * velocity + x + 0.01 * drawn
+        x -= 0.1 * (1 + math.cos(math.pi * step / 30)) / 2 * velocity
+    assert problem.x.item() == pytest.approx(x, rel=1e-9)
+
+
+def test_measurements_are_taken_where_the_probes_ask(tmp_path):
+    problem = Quadratic()
+    problem.probes = [*problem.probes, Probe("late", [3, 39], problem.measure)]
+    fit(problem, CONFIG, SOURCES, tmp_path, 1e9)
+    table = metrics(tmp_path)
+    assert sorted(set(table["step"])) == evenly_spaced(40, 10)
+    assert (table["taken"] == table["step"]).all()  # a measurement follows its step
+    assert pd.read_csv(tmp_path / "late.csv")["step"].unique().tolist() == [3, 39]
+
+
+def test_training_stops_when_a_problem_is_done(tmp_path):
+    problem = Quadratic()
+    problem.is_done = lambda: int(problem.taken) >= 5
+    fit(problem, CONFIG, SOURCES, tmp_path, 1e9)
+    outcome = read_record(tmp_path / "record.json").outcome
+    assert (outcome.state, outcome.steps) == ("finished", 8)  # the next measurement
+    assert metrics(tmp_path)["step"].max() == 8
 
 
 def test_divergence_is_recorded_and_leaves_other_members_alone(tmp_path):
-    train.fit(Quadratic(rates=(0.1, 1e200, 0.1)), CONFIG, tmp_path / "one", 1e9)
-    train.fit(Quadratic(), CONFIG, tmp_path / "none", 1e9)
-    outcome = read_record(tmp_path / "one" / "record.json")["outcome"]
-    assert outcome["state"] == "finished"
-    assert [member["seed"] for member in outcome["diverged"]] == [1]
-    one, none = (pd.read_csv(tmp_path / name / "metrics.csv") for name in ("one", "none"))
+    fit(Quadratic(curvatures=(1, 1e200, 1)), CONFIG, SOURCES, tmp_path / "one", 1e9)
+    fit(Quadratic(), CONFIG, SOURCES, tmp_path / "none", 1e9)
+    outcome = read_record(tmp_path / "one" / "record.json").outcome
+    assert outcome.state == "finished"
+    assert outcome.diverged == [{"seed": 1, "step": 1}]
+    one, none = metrics(tmp_path / "one"), metrics(tmp_path / "none")
     others = one["seed"] != 1
     pd.testing.assert_frame_equal(one[others], none[others], check_exact=True)
+    table = collect([read_run(tmp_path / "one", CONFIG)], [])
+    assert (table["diverged"] == (table["seed"] == 1)).all()
 
 
 def test_training_where_all_diverge_stops_and_says_so(tmp_path):
-    train.fit(Quadratic(rates=(1e200, 1e250)), CONFIG, tmp_path, 1e9)
-    outcome = read_record(tmp_path / "record.json")["outcome"]
-    assert outcome["state"] == "diverged"
-    assert outcome["steps"] < 40
+    fit(Quadratic(curvatures=(1e200, 1e250)), CONFIG, SOURCES, tmp_path, 1e9)
+    outcome = read_record(tmp_path / "record.json").outcome
+    assert outcome.state == "diverged"
+    assert len(outcome.diverged) == outcome.members == 2
+    assert outcome.steps < 40
+
+
+def test_a_diverged_member_may_be_called_infinite(tmp_path):
+    problem = Quadratic(curvatures=(1, 1e200, 1))
+    problem.members = [{"width": width} for width in (8.0, float("inf"), 16.0)]
+    fit(problem, CONFIG, SOURCES, tmp_path, 1e9)
+    assert read_record(tmp_path / "record.json").outcome.diverged[0]["width"] == "inf"
+    table = collect([read_run(tmp_path, CONFIG)], [])
+    assert table.loc[table["diverged"], "width"].unique().tolist() == [float("inf")]
 
 
 def test_progress_lines_say_where_training_stands(tmp_path):
-    train.fit(Quadratic(), CONFIG, tmp_path, 1e9)
-    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    folder = tmp_path / "smoke" / "toy" / "quadratic" / "all"
+    fit(Quadratic(), CONFIG, SOURCES, folder, 1e9)
+    lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == evenly_spaced(40, 10)
-    assert {"steps", "seconds", "median"} <= lines[0].keys()
+    assert lines[0]["median"] == {"x": 1.0, "taken": 0.0}
+    assert list(status(tmp_path)) == []
+    (folder / "record.json").unlink()
+    (line,) = status(tmp_path, "smoke")
+    assert "smoke/toy/quadratic/all  step 40/40 (100%)  interrupted: run Snakemake" in line
 
 
 def test_finished_run_is_not_trained_again(tmp_path, capsys):
-    context = train.Context(torch.device("cpu"), tmp_path)
-    train.train(CONFIG, tmp_path, context, 1e9)
+    context = Context(torch.device("cpu"), tmp_path)
+    train(SPIRALS, tmp_path, context, 1e9)
     stamp = (tmp_path / "record.json").stat().st_mtime_ns
-    train.train(CONFIG, tmp_path, context, 1e9)
+    train(SPIRALS, tmp_path, context, 1e9)
     assert (tmp_path / "record.json").stat().st_mtime_ns == stamp
-    assert "already" in capsys.readouterr().out
+    assert "has been trained already" in capsys.readouterr().out
+
+
+def test_what_is_finished_depends_on_settings_sources_and_measurements(tmp_path):
+    sources = STUDY.sources("depth")
+    fit(Quadratic(), SPIRALS, sources, tmp_path, 1e9)
+    assert training._is_finished(SPIRALS, sources, tmp_path)
+    assert not training._is_finished(SPIRALS, "others", tmp_path)
+    other = replace(SPIRALS, settings=SPIRALS.settings.model_copy(update={"noise": 0.5}))
+    assert not training._is_finished(other, sources, tmp_path)
+    (tmp_path / "metrics.csv").write_text("step\n")
+    assert not training._is_finished(SPIRALS, sources, tmp_path)
+    assert not training._is_finished(SPIRALS, sources, tmp_path / "nowhere")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".metrics.csv.123").write_text("half")
+    train(SPIRALS, tmp_path, Context(torch.device("cpu"), tmp_path), 1e9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock", "metrics.csv", "progress.jsonl", "record.json",
+    ]  # fmt: skip
+
+
+def test_a_record_says_what_computed(tmp_path):
+    fit(Quadratic(), CONFIG, SOURCES, tmp_path, 1e9)
+    record = read_record(tmp_path / "record.json")
+    found = record.provenance
+    assert (found.sources, found.device, found.threads) == (SOURCES, "cpu", 1)
+    assert (found.engine, found.precision) == ("torch", "")
+    assert torch.__version__.startswith(found.versions["torch"])
+    assert record.data.hash == Quadratic().data.hash
+    assert record.config.model_dump() == CONFIG.to_json()
+    assert record.timing.peak_memory_mb > 0
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"device: cuda, but torch sees no GPU; use auto\.$"):
+        choose_device("cuda")
+
+
+def test_a_configuration_is_read_from_text_or_a_file(tmp_path):
+    text = json.dumps(SPIRALS.to_json())
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    assert read_config(text) == read_config(str(path)) == SPIRALS
+
+
+CONFIGURATIONS = {
+    "cut": (lambda text: text[:-1], "--config: not valid JSON"),
+    "not a number": (lambda text: text.replace("0.4", "NaN"), "NaN is not a finite number"),
+    "twice": (lambda text: text.replace("{", '{"run": "a", ', 1), "duplicate key 'run'; keep one"),
+    "unknown key": (lambda text: text.replace('"run"', '"runs"'), "runs: .*did you mean 'run'"),
+    "unknown study": (lambda text: text.replace("two_spirals", "three"), "study 'three' does not"),
+    "unknown experiment": (
+        lambda text: text.replace('"depth", "run"', '"dept", "run"'),
+        "--config: experiment 'dept' does not exist; did you mean 'depth'",
+    ),
+    "wrong setting": (lambda text: text.replace("0.4", "-1"), "--config: settings.noise: -1"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS)
+def test_a_wrong_configuration_is_named(case):
+    change, words = CONFIGURATIONS[case]
+    text = json.dumps(SPIRALS.to_json())
+    assert change(text) != text
+    with pytest.raises(UserError, match=words):
+        read_config(change(text))
 
 
 def hold(path, ready, seconds):
@@ -122,15 +206,19 @@ def hold(path, ready, seconds):
         time.sleep(seconds)
 
 
+@pytest.mark.slow
 def test_a_second_trainer_waits_for_the_first(tmp_path, capsys):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     ready = context.Event()
     holder = context.Process(target=hold, args=(tmp_path / ".lock", ready, 1.0))
     holder.start()
-    ready.wait(30)
+    assert ready.wait(60)
+    assert is_locked(tmp_path / ".lock")
     with locked(tmp_path / ".lock"):
-        assert not holder.is_alive() or holder.join(5) is None
+        holder.join(60)
+        assert holder.exitcode == 0
     assert "waiting" in capsys.readouterr().out
+    assert not is_locked(tmp_path / ".lock")
 
 
 def test_probe_steps_include_both_ends():

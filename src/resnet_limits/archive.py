@@ -79,12 +79,27 @@ def record(
     for name in experiments:
         require_known(name, spec.experiments, f"{study}: experiment")
     with locked(layout.manifest(study).with_name(".lock")):
+        _finish_swaps(layout.study(RECORDED, study))
         kept = dict(read_manifest(study, layout).experiments)
-        for name in experiments or spec.experiments:
-            chosen = _finished(spec, name, runs, scale, layout)
-            if chosen:
-                kept[name] = _keep(spec, name, chosen, kept.get(name), layout, force)
-        _write_manifest(study, kept, layout)
+        found = {
+            name: _finished(spec, name, runs, scale, layout)
+            for name in experiments or spec.experiments
+        }
+        if not any(found.values()):
+            raise UserError(f"{layout.study(scale, study)}: no run has finished; train one.")
+        # Everything is checked before anything is written.
+        entries = {
+            name: _entry(spec, name, chosen, kept.get(name), layout, force)
+            for name, chosen in found.items()
+            if chosen
+        }
+        for name, entry in entries.items():
+            for run in found[name]:
+                _write_run(run, layout)
+            folder = layout.study(RECORDED, study) / name
+            _drop_others(folder, entry.runs)
+            print(f"{folder}: {len(found[name])} runs of scale {scale}")
+        _write_manifest(study, kept | entries, layout)
 
 
 def _finished(
@@ -100,39 +115,42 @@ def _finished(
     return [read_run(layout.run(config.key), config) for config in wanted]
 
 
-def _keep(
-    spec: Study, experiment: str, runs: list[Run], before: Kept | None, layout: Layout, force: bool
+def _entry(
+    spec: Study, experiment: str, runs: list[Run], kept: Kept | None, layout: Layout, force: bool
 ) -> Kept:
+    """Return what the manifest is to say once some runs have been added."""
     scale = runs[0].record.config.scale
-    other = [run for run in runs if run.record.provenance.sources != spec.sources(experiment)]
+    for run in runs:
+        for file in run.record.files:
+            run.content(file)
+    sources = spec.sources(experiment)
+    other = {run.record.config.run for run in runs if run.record.provenance.sources != sources}
     if other and not force:
+        path = layout.record(RunKey(scale, spec.name, experiment, min(other)))
         raise UserError(
-            f"{other[0].folder / RECORD}: was trained by other sources than the present ones; "
+            f"{path}: was trained by other sources than the present ones; "
             "retrain it, or keep it all the same with --force."
         )
-    if before and before.scale != scale:
+    before = kept or Kept(scale=scale, commits=[], runs={})
+    if before.scale != scale:
         if not force:
             raise UserError(
                 f"{layout.manifest(spec.name)}: {experiment} holds runs of scale {before.scale}, "
                 f"and a mixture with {scale} is no experiment; to replace them add --force."
             )
-        before = None
-    entries = dict(before.runs) if before else {}
-    marked = set(before.other_sources if before else ())
-    for run in runs:
-        _write_run(run, layout)
-        name = run.record.config.run
-        entries[name] = run.record.seal
-        marked = marked | {name} if run in other else marked - {name}
-    _drop_others(layout.study(RECORDED, spec.name) / experiment, entries)
-    keys = [RunKey(RECORDED, spec.name, experiment, name) for name in entries]
-    commits = {read_record(layout.record(key)).provenance.commit for key in keys}
-    print(f"{layout.study(RECORDED, spec.name) / experiment}: {len(runs)} runs of scale {scale}")
+        before = Kept(scale=scale, commits=[], runs={})
+    records = {run.record.config.run: run.record for run in runs}
+    for name in before.runs.keys() - records.keys():
+        records[name] = _archived(spec.name, experiment, name, before, layout).record
+        other |= {name} & set(before.other_sources)
+    # In the order of the grid, so that sums are those of the scale itself.
+    grid = spec.experiment(experiment, scale).runs()
+    order = [*(name for name in grid if name in records), *sorted(records.keys() - grid.keys())]
     return Kept(
         scale=scale,
-        commits=sorted(commits),
-        runs=dict(sorted(entries.items())),
-        other_sources=sorted(marked),
+        commits=sorted({record.provenance.commit for record in records.values()}),
+        runs={name: records[name].seal for name in order},
+        other_sources=sorted(other),
     )
 
 
@@ -143,13 +161,21 @@ def _write_run(run: Run, layout: Layout) -> None:
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
     for file in run.record.files:
-        packed = lzma.compress(run.content(file), preset=9)
+        packed = lzma.compress(run.content(file))
         write_atomic(fresh / (file + COMPRESSED), packed)
     write_atomic(fresh / RECORD, (run.folder / RECORD).read_bytes())
     if target.exists():
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_swaps(folder: Path) -> None:
+    """Put back the runs that a killed process had moved aside and not replaced yet."""
+    for old in folder.glob("*/.*.old"):
+        target = old.with_name(old.name[1:].removesuffix(".old"))
+        if not target.exists():
+            old.rename(target)
 
 
 def _drop_others(folder: Path, runs: dict[str, Any]) -> None:
@@ -199,17 +225,15 @@ def archived_runs(study: str, experiment: str, layout: Layout) -> list[Run]:
         If one is missing or is not the one that the manifest names.
     """
     kept = read_manifest(study, layout).experiments.get(experiment)
-    runs = []
-    for key in archived_keys(study, experiment, layout):
-        path = layout.record(key)
-        try:
-            found = read_record(path)
-        except UserError as error:
-            raise UserError(f"{path}: missing or damaged ({error}). {RESTORE}") from None
-        if kept is None or found.seal != kept.runs[key.run]:
-            raise UserError(f"{path}: not the record that the manifest names. {RESTORE}")
-        runs.append(Run(path.parent, found))
-    return runs
+    return [_archived(study, experiment, run, kept, layout) for run in kept.runs] if kept else []
+
+
+def _archived(study: str, experiment: str, run: str, kept: Kept, layout: Layout) -> Run:
+    path = layout.record(RunKey(RECORDED, study, experiment, run))
+    found = read_record(path, RESTORE)
+    if found.seal != kept.runs[run]:
+        raise UserError(f"{path}: not the record that the manifest names. {RESTORE}")
+    return Run(path.parent, found, RESTORE)
 
 
 def completeness(spec: Study, experiment: str, layout: Layout) -> str:
@@ -221,18 +245,14 @@ def completeness(spec: Study, experiment: str, layout: Layout) -> str:
     if kept is None:
         return "not recorded"
     wanted = spec.experiment(experiment, kept.scale).runs()
-    missing = [run for run in wanted if run not in kept.runs]
-    parts = [f"{len(kept.runs)} of {len(wanted)} runs"] if missing else []
-    other = sum(
-        run not in wanted or _config_digest(spec, experiment, run, layout) != wanted[run].digest
-        for run in kept.runs
-    )
+    present = kept.runs.keys() & wanted.keys()
+    parts = [f"{len(present)} of {len(wanted)} runs"] if len(present) < len(wanted) else []
+    digests = {
+        run: _archived(spec.name, experiment, run, kept, layout).record.digest for run in kept.runs
+    }
+    other = sum(run not in wanted or digests[run] != wanted[run].digest for run in digests)
     if other:
         parts.append(f"{other} of other settings than study.yaml now asks for")
     if kept.other_sources:
         parts.append(f"{len(kept.other_sources)} trained by other sources")
     return "; ".join(parts)
-
-
-def _config_digest(spec: Study, experiment: str, run: str, layout: Layout) -> str:
-    return read_record(layout.record(RunKey(RECORDED, spec.name, experiment, run))).digest

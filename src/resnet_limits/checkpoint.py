@@ -6,9 +6,9 @@ import copy
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,9 @@ from resnet_limits.contract import Stateful, attributes, training_state
 from resnet_limits.files import hash_bytes, write_atomic
 from resnet_limits.problem import Problem
 
+T = TypeVar("T")
 Marks = dict[str, Any]
-# What a file of tensors and plain values that is not ours, or not of this problem, may raise.
-UNFIT = (
-    RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError, EOFError,
-    ImportError, OverflowError, MemoryError, AssertionError,
-)  # fmt: skip
+Columns = dict[str, Tensor | list[Any]]
 
 
 class Checkpoint:
@@ -62,8 +59,19 @@ class Checkpoint:
         header = {"digest": hash_bytes(marks.encode() + payload), "marks": self.marks}
         write_atomic(self.path, json.dumps(header).encode() + b"\n" + payload)
 
-    def restore(self) -> dict[str, Any] | None:
-        """Load the file into the problem; return the progress, or None to start over."""
+    def restore(self, read: Callable[[dict[str, Any]], T]) -> T | None:
+        """Load the file into the problem.
+
+        Parameters
+        ----------
+        read
+            Makes of the progress what the loop wants.
+
+        Returns
+        -------
+        T, optional
+            What ``read`` made, or None to start over.
+        """
         try:
             raw = self.path.read_bytes()
         except FileNotFoundError:
@@ -79,15 +87,16 @@ class Checkpoint:
         if differing:
             self._discard(f"is of other {', '.join(differing)}")
             return None
-        return self._load(_payload(raw))
+        return self._load(_payload(raw), read)
 
-    def _load(self, payload: bytes) -> dict[str, Any] | None:
+    def _load(self, payload: bytes, read: Callable[[dict[str, Any]], T]) -> T | None:
         before = copy.deepcopy(self._content())
         try:
             content = torch.load(io.BytesIO(payload), "cpu", weights_only=True)
+            progress = read(content["progress"])
             self._apply(content)
-            return dict(content["progress"])
-        except UNFIT as error:
+            return progress
+        except Exception as error:  # whatever a file that is not of this problem may raise
             self._apply(before)
             self._discard(f"does not fit ({type(error).__name__})")
             return None
@@ -132,21 +141,25 @@ def read_marks(path: Path) -> Marks | None:
     return header and header["marks"]
 
 
-def pack(frames: list[pd.DataFrame]) -> list[dict[str, Tensor | list[str]]]:
-    """Return data frames as tensors and lists of strings, without losing a bit."""
-    return [{name: _pack(frame[name].to_numpy()) for name in frame} for frame in frames]
+def pack(frame: pd.DataFrame) -> Columns:
+    """Return a data frame's columns as tensors, and as lists where they are not of one type."""
+    return {name: _pack(frame[name].to_numpy()) for name in frame}
 
 
-def unpack(frames: list[dict[str, Tensor | list[str]]]) -> list[pd.DataFrame]:
-    """Undo `pack`."""
-    return [
-        pd.DataFrame({k: v.numpy() if isinstance(v, Tensor) else v for k, v in columns.items()})
-        for columns in frames
-    ]
+def unpack(columns: Columns) -> pd.DataFrame:
+    """Undo `pack`, to the last bit."""
+    return pd.DataFrame(
+        {
+            name: values.numpy() if isinstance(values, Tensor) else pd.Series(values, dtype=object)
+            for name, values in columns.items()
+        }
+    )
 
 
-def _pack(values: np.ndarray) -> Tensor | list[str]:
-    return values.tolist() if values.dtype == object else torch.from_numpy(values.copy())
+def _pack(values: np.ndarray) -> Tensor | list[Any]:
+    if values.dtype != object:
+        return torch.from_numpy(values.copy())
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
 
 
 def _steppers(problem: Problem) -> dict[str, Optimizer | LRScheduler]:

@@ -189,7 +189,8 @@ def _estimate(claim: Claim, rows: pd.DataFrame) -> Estimate:
         return TESTS[claim.test](rows, **claim.arguments)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(
-            f"claims.yaml: {claim.id}: test {claim.test!r} cannot use its arguments: {error}"
+            f"claims.yaml: {claim.id}: test {claim.test!r} cannot use its arguments: "
+            f"{str(error).rstrip('.')}. The columns are {', '.join(rows.columns)}."
         ) from None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +20,8 @@ Stateful = Tensor | torch.Generator
 METRICS = "metrics"  # the probe that every run has
 # Descriptions, which no step may change.
 FIXED = ("members", "probes", "milestones", "state")
+WORDS = int | float | str | None  # what a column or a member may hold; a bool is an int
+COMPARED_BYTES = 2**20  # arrays up to this size are compared, larger ones only told apart
 
 
 def training_state(problem: Problem) -> dict[str, Stateful]:
@@ -30,8 +33,8 @@ def training_state(problem: Problem) -> dict[str, Stateful]:
     found: dict[str, Stateful] = {}
     for name, value in attributes(problem):
         if isinstance(value, nn.Module):
-            tensors = value.state_dict(prefix=f"{name}.")
-            found |= {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
+            found |= dict(value.named_parameters(name))
+            found |= dict(value.named_buffers(name))  # those that state_dict leaves out, too
         elif isinstance(value, torch.Generator):
             found[name] = value
     for number, group in enumerate(problem.optimizer.param_groups):
@@ -62,7 +65,7 @@ def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _identity(value: Stateful) -> Any:
-    """Tell tensors apart by where their numbers are: ``state_dict`` makes new tensors of them."""
+    """Tell tensors apart by where their numbers are, which views share."""
     if isinstance(value, torch.Generator) or value.numel() == 0:
         return id(value)
     return value.device, value.data_ptr(), value.shape
@@ -104,19 +107,40 @@ class Contract:
 
     def check_state(self) -> None:
         """Ask that whatever has changed since the start is in the checkpoint."""
-        for name, value in self._snapshot().items():
-            if name not in self._before or value != self._before[name]:
+        before, now = self._before, self._snapshot()
+        for name in {**before, **now}:
+            if name not in before or name not in now or before[name][1] != now[name][1]:
                 self._fail(
                     f"the attribute {name!r} changes while training, but no checkpoint holds it: "
                     "keep it as a tensor, change it in place and list it in `state`, or name it "
                     "in `scratch` if it can be computed afresh"
                 )
         for source, state in _global_random_state().items():
-            if state != self._random[source]:
+            if state != self._random.get(source, state):
                 self._fail(
                     f"random numbers were drawn from the global generator of {source}, which no "
                     "checkpoint holds: draw them from resnet_limits.random.generator(seed, purpose)"
                 )
+
+    def check_rows(self, probe: str, frame: pd.DataFrame) -> None:
+        """Ask a probe for a data frame of numbers and words, which a checkpoint can hold."""
+        if not isinstance(frame, pd.DataFrame):
+            self._fail(f"the probe {probe!r} returned {type(frame).__name__}, not a DataFrame")
+        for name in frame.columns:
+            if name == "step" or list(frame.columns).count(name) > 1:
+                self._fail(f"the probe {probe!r} returned a second column {name!r}: rename it")
+            values = frame[name].to_numpy()
+            if values.dtype.kind not in "biufO":
+                self._fail_column(probe, name, str(values.dtype))
+            for value in values if values.dtype == object else ():
+                if not isinstance(value, WORDS | np.generic):
+                    self._fail_column(probe, name, type(value).__name__)
+
+    def _fail_column(self, probe: str, name: str, found: str) -> None:
+        self._fail(
+            f"the probe {probe!r} returned a column {name!r} of type {found}: make its values "
+            "numbers or words"
+        )
 
     def _check_description(self) -> None:
         problem = self.problem
@@ -134,9 +158,19 @@ class Contract:
                 self._fail(f"the probe {probe.name!r} needs steps from 0 to {problem.steps}")
         if not problem.members:
             self._fail("has no members: a run of one network has one, such as {'seed': 0}")
+        for member in problem.members:
+            for key, value in member.items():
+                if not isinstance(value, WORDS):
+                    self._fail(
+                        f"the member's {key!r} is of type {type(value).__name__}: give a number "
+                        "of Python's or a word"
+                    )
 
-    def _snapshot(self) -> dict[str, Any]:
-        """Return what tells whether an attribute was changed, of those that nothing restores."""
+    def _snapshot(self) -> dict[str, tuple[Any, Any]]:
+        """Return the attributes that nothing restores, each with what tells whether it changed.
+
+        Holding the attributes keeps others from taking their identity.
+        """
         problem = self.problem
         kept = {_identity(value) for value in training_state(problem).values()}
         found = {}
@@ -144,7 +178,7 @@ class Contract:
             restored = isinstance(value, nn.Module | torch.Generator | Optimizer | LRScheduler)
             restored |= isinstance(value, Tensor) and _identity(value) in kept
             if not restored and name.split(".")[0] not in problem.scratch:
-                found[name] = _mark(value)
+                found[name] = value, _mark(value)
         return found
 
     def _fail(self, what: str) -> None:
@@ -153,17 +187,35 @@ class Contract:
 
 def _mark(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return id(value), value._version, _content(value)
     if isinstance(value, np.ndarray):
-        return value.tobytes() if value.nbytes < 2**20 else id(value)
-    if isinstance(value, int | float | complex | str | bytes | None):
+        return id(value), _content(torch.from_numpy(value)) if value.dtype.kind in "biuf" else None
+    if isinstance(value, int | float | complex | str | bytes | set | None):
         return repr(value)
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return repr(value.get_state())
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, Iterator):
+        return object()  # differs from any other: where an iterator stands cannot be seen
     return id(value)
 
 
+def _content(value: Tensor) -> bytes | None:
+    """Return a small tensor's bytes: numpy, which may share them, changes no version number."""
+    if value.nbytes > COMPARED_BYTES:
+        return None
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def _global_random_state() -> dict[str, Any]:
-    return {
+    found = {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "numpy": repr(np.random.get_state()),  # noqa: NPY002 (what a study may have used)
         "python": random.getstate(),
     }
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        found["torch on the GPU"] = torch.cuda.get_rng_state().numpy().tobytes()
+    return found

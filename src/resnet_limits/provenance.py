@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
 import platform
 import subprocess
@@ -109,25 +110,27 @@ def _trains(path: Path) -> bool:
 @cache
 def _imports(path: Path) -> tuple[Path, ...]:
     """Return the package's modules that a file imports, inside functions too."""
-    names = (name for node in ast.walk(_parse(path)) for name in _imported_names(node))
-    files = {file for name in names if (file := _module_file(name)) is not None}
-    return tuple(sorted(files))
+    package = ".".join([PACKAGE.name, *path.parent.relative_to(PACKAGE).parts])
+    names = (name for node in ast.walk(_parse(path)) for name in _imported_names(node, package))
+    return tuple(sorted({file for name in names for file in _module_files(name)}))
 
 
-def _imported_names(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        yield node.module
-        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def _imported_names(node: ast.AST, package: str) -> Iterator[str]:
+    if isinstance(node, ast.ImportFrom):
+        relative = "." * node.level + (node.module or "")
+        module = importlib.util.resolve_name(relative, package)
+        yield from (f"{module}.{alias.name}" for alias in node.names)
     elif isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
 
 
-def _module_file(name: str) -> Path | None:
+def _module_files(name: str) -> Iterator[Path]:
+    """Yield the files that importing a name of the package runs, its parents' included."""
     package, *parts = name.split(".")
-    if package != PACKAGE.name or not parts:
-        return None
-    file = PACKAGE.joinpath(*parts).with_suffix(".py")
-    return file if file.exists() else None
+    for end in range(1, len(parts) + 1) if package == PACKAGE.name else ():
+        module = PACKAGE.joinpath(*parts[:end])
+        candidates = (module.with_suffix(".py"), module / "__init__.py")
+        yield from (file for file in candidates if file.exists())
 
 
 @cache

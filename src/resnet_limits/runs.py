@@ -105,20 +105,28 @@ def write_record(
     write_atomic(folder / RECORD, sealed + "\n")
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path, remedy: str = "") -> Record:
     """Read a record and check that it is whole and as it was written.
+
+    Parameters
+    ----------
+    path
+        The file.
+    remedy
+        What to do if it is not, if not to train the run.
 
     Raises
     ------
     UserError
         If it is missing, truncated, of another form, or was edited.
     """
-    remedy = f"To retrain only this run: snakemake --cores 1 --force {path}"
+    train = remedy or "Run Snakemake to train it."
+    remedy = remedy or f"To retrain only this run: snakemake --cores 1 --force {path}"
     try:
         content = read_json(path)
         record = build(Record, content, str(path))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such record; run Snakemake to train it.") from None
+        raise UserError(f"{path}: no such record. {train}") from None
     except UserError as error:
         raise UserError(f"{error} {remedy}") from None
     body = {key: value for key, value in content.items() if key != "seal"}
@@ -159,11 +167,20 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Run:
-    """A finished run: its configuration, its record and its measurements."""
+    """A finished run: its configuration, its record and its measurements.
 
-    def __init__(self, folder: Path, record: Record) -> None:
+    Parameters
+    ----------
+    folder, record
+        Where it is, and what it says of itself.
+    remedy
+        What to do if its measurements are damaged, if not to retrain it.
+    """
+
+    def __init__(self, folder: Path, record: Record, remedy: str = "") -> None:
         self.folder = folder
         self.record = record
+        self.remedy = remedy or f"To retrain it: snakemake --cores 1 --force {folder / RECORD}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -189,9 +206,7 @@ class Run:
         except (OSError, lzma.LZMAError):
             raw = b""
         if hash_bytes(raw) != self.record.files.get(file):
-            raise UserError(
-                f"{path}: missing, or not as the run's record has it. {self._remedy(path)}"
-            )
+            raise UserError(f"{path}: missing, or not as the run's record has it. {self.remedy}")
         return raw
 
     def measurements(self, probe: str = "metrics") -> pd.DataFrame:
@@ -203,11 +218,6 @@ class Run:
             If the file is missing or is not the one that the record names.
         """
         return pd.read_csv(io.BytesIO(self.content(f"{probe}.csv")))
-
-    def _remedy(self, path: Path) -> str:
-        if (path.parent / (path.name + COMPRESSED)).exists():
-            return "Restore it with `git checkout -- results/recorded`."
-        return f"To retrain it: snakemake --cores 1 --force {self.folder / RECORD}"
 
 
 Runs = Mapping[str, list[Run]]  # by experiment; an experiment may have no runs, or not all yet

@@ -187,8 +187,13 @@ _WANTED = {
     "less_than": "a value below {lt:g}",
     "less_than_equal": "a value of at most {le:g}",
     "multiple_of": "a multiple of {multiple_of:g}",
+    "string_type": "text",
+    "string_too_short": "text",
+    "string_pattern_mismatch": "a word of the form {pattern}",
     "tuple_type": "a list",
+    "list_type": "a list",
     "too_short": "a list with at least one value",
+    "dict_type": "a mapping of keys to values",
     "model_type": "a mapping of keys to values",
     "model_attributes_type": "a mapping of keys to values",
 }
@@ -207,7 +212,7 @@ def _message(model: type[Model], error: ErrorDetails, values: Any, where: str) -
     elif kind == "value_error":
         found = context["error"]
         path = [*_path(location, values), *([found.key] if isinstance(found, Mistake) else [])]
-        text = str(found)
+        text = str(found).rstrip(".") + "."
     else:
         path, text = _path(location, values), _wrong_value(error)
         if len(path) == 1:
@@ -227,12 +232,19 @@ def _joined(where: str, path: list[str]) -> str:
 
 
 def _path(location: tuple[int | str, ...], values: Any) -> list[str]:
-    """Return the keys of a location, without indices and without the kinds of a union."""
+    """Return the keys of a location, without the kinds of a union.
+
+    What is in a list has no key, but may have an id.
+    """
     path = []
     for part in location:
         if isinstance(values, Mapping) and part in values:
             path.append(str(part))
             values = values[part]
+        elif isinstance(values, list | tuple) and isinstance(part, int):
+            values = values[part]
+            if isinstance(values, Mapping) and "id" in values:
+                path.append(str(values["id"]))
     return path
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from resnet_limits.checkpoint import Checkpoint, Marks, pack, read_marks, unpack
+from resnet_limits.checkpoint import Checkpoint, Columns, Marks, pack, read_marks, unpack
 from resnet_limits.contract import METRICS, Contract
 from resnet_limits.documents import parse_json
 from resnet_limits.errors import UserError
@@ -42,7 +42,10 @@ def choose_device(name: str) -> torch.device:
 
 @dataclass
 class LoopState:
-    """Where training stands; all that a checkpoint holds besides the problem's state."""
+    """Where training stands; all that a checkpoint holds besides the problem's state.
+
+    Rows are kept as a checkpoint has them, so that a resumed run cannot write others.
+    """
 
     diverged_at: Tensor
     step: int = 0
@@ -50,19 +53,7 @@ class LoopState:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
     resumed: int = 0
-    rows: dict[str, list[pd.DataFrame]] = field(default_factory=dict)
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return tensors and plain values."""
-        return vars(self) | {"rows": {name: pack(frames) for name, frames in self.rows.items()}}
-
-    @classmethod
-    def from_plain(cls, content: dict[str, Any], device: torch.device) -> LoopState:
-        """Undo `to_plain`."""
-        state = cls(**content)
-        state.rows = {name: unpack(frames) for name, frames in content["rows"].items()}
-        state.diverged_at = state.diverged_at.to(device)
-        return state
+    rows: dict[str, list[Columns]] = field(default_factory=dict)
 
 
 def train(config: RunConfig, folder: Path, context: Context, checkpoint_seconds: float) -> None:
@@ -140,7 +131,7 @@ def fit(
         If the problem does not keep its contract (`Problem`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    loop = _Loop(problem, folder, _marks(problem, config, sources), checkpoint_seconds)
+    loop = _Loop(problem, config, sources, folder, checkpoint_seconds)
     loop.run()
     _write(problem, loop.state, config, sources, folder)
     loop.checkpoint.remove()
@@ -162,26 +153,32 @@ class _Loop:
     """The training loop of one problem, from its checkpoint or from the start."""
 
     def __init__(
-        self, problem: Problem, folder: Path, marks: Marks, checkpoint_seconds: float
+        self,
+        problem: Problem,
+        config: RunConfig,
+        sources: str,
+        folder: Path,
+        checkpoint_seconds: float,
     ) -> None:
         self.problem = problem
+        self.contract = Contract(problem)  # first, since all else relies on it
         self.lines = folder / PROGRESS
+        marks = _marks(problem, config, sources)
         self.checkpoint = Checkpoint(folder / CHECKPOINT, marks, problem)
         self.checkpoint_seconds = checkpoint_seconds
-        self.contract = Contract(problem)
         self.due = _due(problem.probes)
         self.checked = False  # the first step is looked at more closely
         self.state = self._first_state()
 
     def _first_state(self) -> LoopState:
         device = _device(self.problem)
-        restored = self.checkpoint.restore()
-        if restored is None:
+        state = self.checkpoint.restore(lambda progress: LoopState(**progress))
+        if state is None:
             self.lines.unlink(missing_ok=True)
             return LoopState(
                 diverged_at=torch.full((len(self.problem.members),), -1, device=device)
             )
-        state = LoopState.from_plain(restored, device)
+        state.diverged_at = state.diverged_at.to(device)
         state.resumed += 1
         print(f"Continuing from step {state.step} of {self.problem.steps}.", flush=True)
         return state
@@ -190,11 +187,11 @@ class _Loop:
         problem, state = self.problem, self.state
         start, saved = time.monotonic() - state.seconds, time.monotonic()
         while True:
+            state.seconds = time.monotonic() - start
             probes = self.due.get(state.step, ())
             # A checkpoint may have been taken after this step's measurements.
             if state.step > state.measured and probes:
                 self._measure(probes)
-                state.seconds = time.monotonic() - start
                 self._report()
                 if problem.is_done() or bool((state.diverged_at >= 0).all()):
                     return
@@ -202,7 +199,6 @@ class _Loop:
                 return
             late = time.monotonic() - saved > self.checkpoint_seconds
             if late or state.step in problem.milestones:
-                state.seconds = time.monotonic() - start
                 self._save()
                 saved = time.monotonic()
             self._advance()
@@ -228,14 +224,15 @@ class _Loop:
     def _save(self) -> None:
         """Write a checkpoint, unless it would not hold all that has changed."""
         self.contract.check_state()
-        self.checkpoint.save(self.state.to_plain())
+        self.checkpoint.save(vars(self.state))
 
     def _measure(self, probes: Sequence[Probe]) -> None:
         state = self.state
         for probe in probes:
             frame = probe.measure()
-            frame.insert(0, "step", state.step)
-            state.rows.setdefault(probe.name, []).append(frame)
+            self.contract.check_rows(probe.name, frame)
+            steps = torch.full((len(frame),), state.step)
+            state.rows.setdefault(probe.name, []).append({"step": steps, **pack(frame)})
         state.measured = state.step
 
     def _report(self) -> None:
@@ -243,8 +240,9 @@ class _Loop:
         state, problem = self.state, self.problem
         if METRICS not in state.rows:
             return
-        last = state.rows[METRICS][-1].drop(columns=["step", *problem.members[0]])
-        median = last.median(numeric_only=True).dropna()
+        last = unpack(state.rows[METRICS][-1])
+        measured = last.drop(columns=["step", *problem.members[0]], errors="ignore")
+        median = measured.median(numeric_only=True).dropna()
         line = {
             "step": state.step,
             "steps": problem.steps,
@@ -289,7 +287,9 @@ def _write(
             "peak_memory_mb": round(_peak_memory_mb(_device(problem)), 1),
         },
     }
-    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in state.rows.items()}
+    tables = {
+        name: pd.concat(map(unpack, rows), ignore_index=True) for name, rows in state.rows.items()
+    }
     write_record(folder, record, tables)
 
 
