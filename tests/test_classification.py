@@ -1,24 +1,22 @@
 """Mini-batches, schedules and resuming of networks trained on images."""
 
 import math
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from resnet_limits.record import read_record
 from torch import nn
 from torch.nn import functional as F
 
-from resnet_limits.classification import Classification, choose_precision, subset
+from resnet_limits.classification import Classification, check_size, choose_precision, subset
+from resnet_limits.classification_settings import ClassificationSettings, Precision
 from resnet_limits.data.batches import Batches, Draw
 from resnet_limits.data.images import Split, load_images
 from resnet_limits.errors import UserError
-from resnet_limits.spec import load_study
-from resnet_limits.train import Context, fit
+from resnet_limits.settings import build
+from resnet_limits.testing import assert_resumes
+from tests.studies import CPU, train
 
-CPU = Context(torch.device("cpu"), Path("data"))
 SETTINGS = {
     "dataset": "digits",
     "train_images": 200,
@@ -33,28 +31,37 @@ SETTINGS = {
     "precision": {"cpu": "float32", "cuda": "float32"},
     "seed": 0,
 }
+CONSTANT = {"kind": "step", "milestones": [], "factor": 0.1}
 
 
-def network(images, _size):
-    channels = images.train.images.shape[-1]
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(channels, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32, len(images.classes)),
-    )
+class SmallProblem(Classification):
+    """A convolution, batch norm and a linear map."""
+
+    def build_network(self):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(self.image_channels, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, self.classes),
+        )
 
 
-def problem(build=network, **changes):
-    return Classification(SimpleNamespace(**{**SETTINGS, **changes}), CPU, build)
+class LinearProblem(Classification):
+    def build_network(self):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(self.settings.size**2, self.classes))
+
+
+def problem(kind=SmallProblem, **changes):
+    return kind(build(ClassificationSettings, SETTINGS | changes, "test"), CPU)
 
 
 @pytest.fixture(scope="module")
 def images():
-    return load_images("digits", Path("data"))
+    return load_images("digits", CPU.data_root)
 
 
 @pytest.fixture
@@ -77,14 +84,14 @@ def test_augmented_batches_are_padded_cropped_flipped_and_normalized(colored):
     x, y = batches.augmented(draw)
     assert y.tolist() == [4, 0, 2]
     assert x.is_contiguous(memory_format=torch.channels_last)
-    for place in range(3):
+    for index in range(3):
         padded = np.zeros((12, 12, 3))
-        padded[3:8, 2:9] = colored.images[draw.rows[place]]
-        down, right = int(draw.down[place]), int(draw.right[place])
+        padded[3:8, 2:9] = colored.images[draw.rows[index]]
+        down, right = int(draw.down[index]), int(draw.right[index])
         crop = padded[down : down + size, right : right + size]
-        crop = crop[:, ::-1] if draw.flipped[place] else crop
+        crop = crop[:, ::-1] if draw.flipped[index] else crop
         wanted = (crop / 255 - mean) / std
-        np.testing.assert_allclose(x[place].permute(1, 2, 0), wanted, atol=1e-5)
+        np.testing.assert_allclose(x[index].permute(1, 2, 0), wanted, atol=1e-5)
 
 
 def test_plain_batches_are_the_middle_crop(colored):
@@ -103,21 +110,21 @@ def test_training_images_have_mean_zero_and_variance_one(images):
 
 
 def test_an_epochs_draw_depends_on_seed_and_epoch_alone():
-    augmentation = {"pad": 4, "flip": True}
-    first, again = (Draw.epoch(1000, augmentation, 3, 7) for _ in range(2))
+    first, again = (Draw.epoch(1000, 4, True, seed=3, epoch=7) for _ in range(2))
     assert all(
         torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True)
     )
     assert torch.equal(first.rows.sort().values, torch.arange(1000))
     assert first.down.unique().tolist() == first.right.unique().tolist() == list(range(9))
     assert 0.4 < first.flipped.double().mean() < 0.6
-    for other in (Draw.epoch(1000, augmentation, 4, 7), Draw.epoch(1000, augmentation, 3, 8)):
+    for seed, epoch in ((4, 7), (3, 8)):
+        other = Draw.epoch(1000, 4, True, seed, epoch)
         assert not torch.equal(first.rows, other.rows)
         assert not torch.equal(first.down, other.down)
 
 
 def test_without_augmentation_nothing_moves():
-    draw = Draw.epoch(50, {"pad": 0, "flip": False}, 0, 0)
+    draw = Draw.epoch(50, 0, False, seed=0, epoch=0)
     assert not draw.flipped.any() and not draw.down.any() and not draw.right.any()
 
 
@@ -133,17 +140,15 @@ def test_a_subset_has_all_classes_alike_and_is_the_same_for_every_seed(images):
 
 def test_epochs_pass_over_every_image_once_and_average_over_all_of_them():
     # At a vanishing rate the epoch's mean loss is that of the network as it stands.
-    settings = {"learning_rate": 1e-12, "augmentation": {"pad": 0, "flip": False}, "epochs": 1}
-
-    def linear(images, size):
-        torch.manual_seed(1)
-        return nn.Sequential(nn.Flatten(), nn.Linear(size * size, len(images.classes)))
-
-    trained = problem(linear, **settings)
+    trained = problem(
+        LinearProblem,
+        learning_rate=1e-12,
+        augmentation={"pad": 0, "flip": False},
+        epochs=1,
+        schedule=CONSTANT,
+    )
     assert trained.steps == 4  # 200 images in batches of 64, the last of 8
-    for _ in range(trained.steps):
-        trained.step()
-        trained.optimizer.step()
+    train(trained, trained.steps)
     row = trained.measure().iloc[0]
     x, y = trained.train_batches.plain(slice(None))
     with torch.no_grad():
@@ -166,9 +171,7 @@ def rates(trained):
     found = []
     for _ in range(trained.steps):
         found.append(trained.optimizer.param_groups[0]["lr"])
-        trained.step()
-        trained.optimizer.step()
-        trained.scheduler.step()
+        train(trained, 1)
     return found
 
 
@@ -180,73 +183,55 @@ def test_step_schedule_falls_at_its_milestones():
 
 def test_cosine_schedule_goes_to_zero():
     found = rates(problem(schedule={"kind": "cosine"}))
-    wanted = [0.05 * (1 + math.cos(math.pi * place / 8)) / 2 for place in range(8)]
+    wanted = [0.05 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
     assert found == pytest.approx(wanted)
 
 
 def test_weight_decay_spares_what_the_network_lists():
-    def build(images, size):
-        model = network(images, size)
-        model.undecayed = ("1.weight",)
-        return model
+    class SparingProblem(SmallProblem):
+        def build_network(self):
+            model = super().build_network()
+            model.undecayed = ("1.weight",)
+            return model
 
-    decayed, spared = problem(build).optimizer.param_groups
+    decayed, spared = problem(SparingProblem).optimizer.param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-3, 0.0)
     assert [parameter.shape for parameter in spared["params"]] == [(8,)]
     assert len(decayed["params"]) == 5
 
 
 def test_training_lowers_loss_and_error():
-    trained = problem(epochs=8, train_images=0, augmentation={"pad": 0, "flip": False})
+    trained = problem(
+        epochs=8, train_images=0, augmentation={"pad": 0, "flip": False}, schedule=CONSTANT
+    )
     before = trained.measure().iloc[0]
-    for _ in range(trained.steps):
-        trained.step()
-        trained.optimizer.step()
+    train(trained, trained.steps)
     after = trained.measure().iloc[0]
     assert math.isnan(before["train_loss"])
     assert after["test_loss"] < before["test_loss"] / 2
     assert after["test_error"] < before["test_error"] / 2
 
 
-class Interrupted(Classification):
-    """Stops after some steps, as if killed."""
-
-    def __init__(self, stop):
-        super().__init__(SimpleNamespace(**SETTINGS), CPU, network)
-        self.left = stop
-
-    def step(self):
-        if self.left == 0:
-            raise KeyboardInterrupt
-        self.left -= 1
-        return super().step()
+# Within the first epoch, at its end, and after it.
+@pytest.mark.parametrize("after", [[1, 5], [3], [4]])
+def test_resumed_training_ends_with_the_same_bits(tmp_path, after):
+    assert_resumes(problem, tmp_path, after)
 
 
-@pytest.mark.parametrize(("stops", "seconds"), [([1, 4], -1), ([3, 3], -1), ([5], 1e9)])
-def test_resumed_training_ends_with_the_same_bits(tmp_path, stops, seconds):
-    config = load_study("two_spirals").run("smoke", "depth", "depth10")
-    fit(problem(), config, tmp_path / "whole", 1e9)
-    for stop in stops:
-        with pytest.raises(KeyboardInterrupt):
-            fit(Interrupted(stop), config, tmp_path / "broken", seconds)
-    fit(problem(), config, tmp_path / "broken", seconds)
-    record = read_record(tmp_path / "broken/record.json")
-    # Without checkpoints by time, the one from the end of the first epoch is there.
-    assert record["timing"]["resumed"] == len(stops)
-    assert record["provenance"]["precision"] == "float32"
-    for name in ("metrics.csv",):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+def test_checkpoints_are_due_at_the_ends_of_epochs():
+    assert list(problem().milestones) == [4, 8]
 
 
 def test_precision_is_chosen_per_device():
     cpu = torch.device("cpu")
-    assert choose_precision({"cpu": "bfloat16", "cuda": "float32"}, cpu) == "bfloat16"
-    assert choose_precision({"cpu": "float32", "cuda": "bfloat16"}, cpu) == "float32"
-    assert choose_precision({"cpu": "auto", "cuda": "auto"}, cpu) in ("float32", "bfloat16")
+    assert choose_precision(Precision(cpu="bfloat16", cuda="float32"), cpu) == "bfloat16"
+    assert choose_precision(Precision(cpu="float32", cuda="bfloat16"), cpu) == "float32"
+    assert choose_precision(Precision(cpu="auto", cuda="auto"), cpu) in ("float32", "bfloat16")
 
 
 def test_bfloat16_computes_logits_that_are_near_and_float32():
     exact, rounded = problem(), problem(precision={"cpu": "bfloat16", "cuda": "float32"})
+    assert (exact.precision, rounded.precision) == ("float32", "bfloat16")
     x, _ = exact.test_batches.plain(slice(0, 20))
     a, b = (trained.logits(x) for trained in (exact, rounded))
     assert b.dtype == torch.float32
@@ -254,13 +239,8 @@ def test_bfloat16_computes_logits_that_are_near_and_float32():
     assert float(((a - b).norm() / a.norm()).detach()) < 0.02
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train_images": 5000}, "5000 asked for, digits has 1437"),
-        ({"size": 7}, "7 is less than the 8 pixels of digits"),
-    ],
-)
-def test_settings_that_do_not_fit_the_images(changes, message):
-    with pytest.raises(UserError, match=message):
-        problem(**changes)
+def test_settings_that_do_not_fit_the_images(images):
+    with pytest.raises(UserError, match="5000 asked for, digits has 1437"):
+        problem(train_images=5000)
+    with pytest.raises(UserError, match="7 is less than the 8 pixels of digits"):
+        check_size(images, 7)

@@ -6,17 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from resnet_limits.studies.rff_width.experiments import WidthProblem
 
 from resnet_limits.data.synthetic import jittered_grid, separation, standard_normal
 from resnet_limits.models.embeddings import scaling_maps
 from resnet_limits.models.kernels import Gaussian, feature_kappa, gram, smallest_eigenvalue
 from resnet_limits.models.rkhs import FeatureResNet, KernelResNet, pl_quotient
-from resnet_limits.spec import load_study
 from resnet_limits.studies.rff_width import bounds
 from resnet_limits.studies.rff_width.bounds import LocalPL
-from resnet_limits.train import Context
 from tests.reference.rkhs import feature_gram
+from tests.studies import problem
 
 DOUBLE = torch.float64
 
@@ -39,10 +37,8 @@ def local_pl(inputs, input_map, output_map, kappa, depth):
     )
 
 
-def problem(alpha, **changes):
-    config = next(load_study("rff_width").runs("smoke", "embedding"))
-    settings = {**config["settings"], "alpha": [alpha], "width": [64], "draw": [0, 1], **changes}
-    return WidthProblem(SimpleNamespace(**settings), Context(torch.device("cpu"), None))
+def embedded(alpha, draw=(0, 1)):
+    return problem("rff_width", "embedding", alpha=[alpha], width=[64], draw=list(draw))
 
 
 # Property 2 and Theorem 2
@@ -117,7 +113,7 @@ def test_condition_falls_like_the_inverse_of_the_scale():
 
 
 def constants(alpha, width):
-    built = problem(alpha)
+    built = embedded(alpha)
     frame, settings = built.list_constants(), built.settings
     row = frame[np.isinf(frame["width"]) == math.isinf(width)].iloc[0]
     return SimpleNamespace(
@@ -127,7 +123,7 @@ def constants(alpha, width):
 
 @pytest.mark.parametrize("width", [64, math.inf])
 def test_expressivity_bounds_eigenvalues_on_points_that_moved(width):
-    built = problem(1.0, draw=[0])
+    built = embedded(1.0, draw=[0])
     row, radius = constants(1.0, width), 0.05
     model = built.ensembles[0 if width == 64 else 1].model
     for seed in range(10):

@@ -1,80 +1,39 @@
 """The image experiments of the study of finite and infinite width, on digits."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from resnet_limits.record import Run, read_record
 
-from resnet_limits import style
 from resnet_limits.claims import judge
 from resnet_limits.spec import load_study
-from resnet_limits.studies.rff_width import image_plots, image_tables, images
-from resnet_limits.train import Context, fit
+from resnet_limits.studies.rff_width import image_plots, image_tables
+from resnet_limits.study_files import TRAINED_SCALES
+from resnet_limits.testing import assert_run_resumes
+from tests.studies import configuration, draw_figures, make_tables, problem, smoke_runs, train
 
-STUDY = "rff_width"
+STUDY = load_study("rff_width")
 EXPERIMENTS = ("mnist_layers", "mnist_channels", "cifar")
-TABLES = ("mnist_curves", "mnist_final", "cifar_curves", "cifar_final", "image_means")
-
-
-class StoppedError(Exception):
-    pass
-
-
-def configuration(experiment, place=0, **changes):
-    config = list(load_study(STUDY).runs("smoke", experiment))[place]
-    return {**config, "settings": {**config["settings"], **changes}}
-
-
-def problem(config, root):
-    build = images.cifar if config["experiment"] == "cifar" else images.mnist
-    return build(SimpleNamespace(**config["settings"]), Context(torch.device("cpu"), root))
-
-
-def run(config, folder, stop=None):
-    trained = problem(config, folder)
-    if stop is not None:
-        step = trained.step
-
-        def until():
-            if int(trained.taken) == stop:
-                raise StoppedError
-            return step()
-
-        trained.step = until
-    # A checkpoint before every step.
-    fit(trained, config, folder, -1.0 if stop is not None else 1e9)
-    return Run(folder, read_record(folder / "record.json"))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return {
-        experiment: [
-            run(configuration(experiment, place), tmp_path_factory.mktemp("run"))
-            for place in range(len(list(load_study(STUDY).runs("smoke", experiment))))
-        ]
-        for experiment in EXPERIMENTS
-    }
+    return smoke_runs("rff_width", tmp_path_factory.mktemp("results"), EXPERIMENTS)
 
 
-@pytest.mark.parametrize("stop", [2, 4, 6])  # in pretraining, between, and after it
-@pytest.mark.parametrize("place", [0, 1])
-def test_resumed_training_ends_with_the_same_bits(tmp_path, stop, place):
-    config = configuration("mnist_layers", place)
-    run(config, tmp_path / "whole")
-    with pytest.raises(StoppedError):
-        run(config, tmp_path / "cut", stop)
-    assert run(config, tmp_path / "cut").record["timing"]["resumed"] == 1
-    metrics = [(tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "cut")]
-    assert metrics[0] == metrics[1]
+@pytest.mark.parametrize("model", ["rkhs", "shl"])
+def test_resumed_flow_ends_with_the_same_bits(tmp_path, model):
+    config = configuration("rff_width", "mnist_layers", f"{model}_layers2_pretraining1_seed0")
+    assert_run_resumes(config, tmp_path, after=[2, 4, 6])  # in pretraining, at its end, after it
 
 
-def test_phases_train_the_maps_and_then_the_flow(tmp_path):
-    config = configuration("mnist_layers", pretraining=1)
-    trained = problem(config, tmp_path)
+@pytest.mark.parametrize("run", [0, 1])
+def test_resumed_block_network_ends_with_the_same_bits(tmp_path, run):
+    assert_run_resumes(configuration("rff_width", "cifar", run), tmp_path)
+
+
+def test_phases_train_the_maps_and_then_the_flow():
+    trained = problem("rff_width", "mnist_layers", pretraining=1)
     network = trained.network
 
     def copies(parameters):
@@ -86,22 +45,23 @@ def test_phases_train_the_maps_and_then_the_flow(tmp_path):
     for step in range(trained.steps):
         maps, flow = copies(network.maps), copies(network.flow.outer)
         statistics = network.input_map[1].running_mean.clone()
-        trained.step()
-        trained.optimizer.step()
+        train(trained, 1)
         pretraining = step < trained.steps_per_epoch
         assert all(equal(network.flow.outer, flow)) == pretraining
         assert all(equal(network.maps, maps)) != pretraining
         assert torch.equal(network.input_map[1].running_mean, statistics) != pretraining
 
 
-def test_learning_rates_of_both_phases(tmp_path):
-    config = configuration("mnist_layers", pretraining=2, epochs=3)
-    settings = config["settings"] | {
-        "learning_rate": 0.5,
-        "pretraining_rate": 0.1,
-        "schedule": {"kind": "step", "milestones": [2], "factor": 0.2},
-    }
-    trained = problem({**config, "settings": settings}, tmp_path)
+def test_learning_rates_of_both_phases():
+    trained = problem(
+        "rff_width",
+        "mnist_layers",
+        pretraining=2,
+        epochs=3,
+        learning_rate=0.5,
+        pretraining_rate=0.1,
+        schedule={"kind": "step", "milestones": [2], "factor": 0.2},
+    )
     flow, maps = trained.optimizer.param_groups
     assert {id(p) for p in maps["params"]} == {id(p) for p in trained.network.maps}
     seen = []
@@ -115,43 +75,41 @@ def test_learning_rates_of_both_phases(tmp_path):
 
 
 def test_epochs_are_counted_from_the_flow(runs):
-    epochs = pd.read_csv(runs["mnist_layers"][0].folder / "metrics.csv")["epoch"]
+    epochs = runs["mnist_layers"][0].measurements()["epoch"]
     assert epochs.tolist() == [-1, 0, 1, 2]
 
 
-def test_a_cell_is_trained_once():
-    for scale in ("smoke", "quick", "laptop", "paper"):
-        cells = [
-            tuple(config["settings"][name] for name in [*image_tables.MNIST, "seed"])
-            for experiment in ("mnist_layers", "mnist_channels")
-            for config in load_study(STUDY).runs(scale, experiment)
-        ]
-        assert len(cells) == len(set(cells))
+@pytest.mark.parametrize("scale", TRAINED_SCALES)
+def test_a_cell_is_trained_once(scale):
+    cells = [
+        tuple(getattr(config.settings, name) for name in [*image_tables.MNIST, "seed"])
+        for experiment in ("mnist_layers", "mnist_channels")
+        for config in STUDY.runs(scale, experiment)
+    ]
+    assert len(cells) == len(set(cells))
 
 
-def test_channels_figure_finds_the_widest_network_at_every_scale():
-    study = load_study(STUDY)
-    for scale in ("smoke", "quick", "laptop", "paper"):
-        few = next(iter(study.runs(scale, "mnist_channels")))["settings"]
-        wide = [config["settings"] for config in study.runs(scale, "mnist_layers")]
-        same = [*{"model", "layers", "pretraining"}]
-        assert any(all(few[name] == other[name] for name in same) for other in wide)
+@pytest.mark.parametrize("scale", TRAINED_SCALES)
+def test_channels_figure_finds_the_widest_network_at_every_scale(scale):
+    few = next(STUDY.runs(scale, "mnist_channels")).settings
+    wide = [config.settings for config in STUDY.runs(scale, "mnist_layers")]
+    same = ("model", "layers", "pretraining")
+    assert any(all(getattr(few, name) == getattr(other, name) for name in same) for other in wide)
 
 
-def test_tables_and_figures(runs, tmp_path):
-    made = {name: getattr(image_tables, name)(runs) for name in TABLES}
+def test_tables_and_figures(runs):
+    made = make_tables("rff_width", runs)
     assert set(made["mnist_final"]["channels"]) == {4, 32}
     assert (made["mnist_final"]["epoch"] == 2).all()
     assert len(made["image_means"]) == 4 * (len(made["mnist_final"]) + len(made["cifar_final"]))
-    with style.applied():
-        for name in EXPERIMENTS:
-            figure = getattr(image_plots, name)(made)
-            lines = [line for ax in figure.axes for line in ax.get_lines()]
-            assert len(lines) == 2 * 2  # two networks, loss and error
-            style.save(figure, tmp_path / name, made, [], "smoke")
-    for claim in load_study(STUDY).claims:
-        if claim["table"] in made:
-            assert set(claim.get("select", {})) <= set(made[claim["table"]].columns)
+    drawn = draw_figures("rff_width", made)
+    assert set(drawn) == set(EXPERIMENTS)
+    for figure in drawn.values():
+        lines = [line for ax in figure.axes for line in ax.get_lines()]
+        assert len(lines) == 2 * 2  # two networks, loss and error
+    for claim in STUDY.claims:
+        if claim.table in made:
+            assert set(claim.select) <= set(made[claim.table].columns)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -206,8 +164,8 @@ def verdicts(table, scale="paper"):
         "mnist_final": table,
         "cifar_final": table.query("channels == 32 and pretraining == 0"),
     }
-    claims = [claim for claim in load_study(STUDY).claims if claim["table"] in tables]
-    return {c["id"]: judge(c, tables[c["table"]], scale)["verdict"] for c in claims}
+    claims = [claim for claim in STUDY.claims if claim.table in tables]
+    return {claim.id: judge(claim, tables[claim.table], scale).verdict for claim in claims}
 
 
 def test_claims_of_planted_results():

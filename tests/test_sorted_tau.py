@@ -1,30 +1,29 @@
 """Sorted tau: paired starts, the expansion's terms, adjoints, Table 1 and its power."""
 
 import math
-from pathlib import Path
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from resnet_limits.studies.sorted_tau.dense import Dense
-from resnet_limits.studies.sorted_tau.experiments import cost, resnet
 from statsmodels.stats.power import TTestPower
 
 from resnet_limits import style
 from resnet_limits.models.expansion import ACTIVATIONS, first_order, states, terms
-from resnet_limits.spec import load_study
 from resnet_limits.studies.sorted_tau import dense_tables, plots, tables
-from resnet_limits.train import Context
+from resnet_limits.testing import assert_run_resumes
+from tests import studies
+from tests.studies import (
+    PlantedRun,
+    configuration,
+    draw_figures,
+    make_tables,
+    smoke_runs,
+    train,
+)
 
-CPU = Context(torch.device("cpu"), Path("data"))
-STUDY = load_study("sorted_tau")
-
-
-def settings(experiment, index=0, **changes):
-    run = list(STUDY.experiment(experiment, "smoke").runs().values())[index]
-    return SimpleNamespace(**{**run["settings"], **changes})
+problem = partial(studies.problem, "sorted_tau")
 
 
 def network(depth=6, tied=False, scale=0.7):
@@ -77,7 +76,7 @@ def test_the_remainder_has_the_next_order(activation, order):
 
 
 def test_the_adjoint_of_linear_blocks_is_a_matrix_power():
-    dense = Dense(settings("dense", activation=["identity"], start=["tied"], depth=[8]), CPU)
+    dense = problem("dense", activation=["identity"], start=["tied"], depth=[8])
     loss, _, norms = dense._backward(dense.theta[0], "identity")
     jacobian = torch.eye(16, dtype=torch.float64) + dense.theta[0][:, 0].detach() / 8
     end = states(dense.x, dense.theta[0].detach(), "identity")[-1]
@@ -91,8 +90,8 @@ def test_the_adjoint_of_linear_blocks_is_a_matrix_power():
 
 
 def test_gradients_are_those_of_autograd_on_the_plain_loss():
-    dense = Dense(settings("dense"), CPU)
-    losses = dense.step()
+    dense = problem("dense")
+    losses = dense.loss_and_grad()
     for index, theta in enumerate(dense.theta):
         network = dense.cases[index]
         value = theta.detach().clone().requires_grad_()
@@ -105,39 +104,35 @@ def test_gradients_are_those_of_autograd_on_the_plain_loss():
 
 
 def test_the_guaranteed_adjoint_is_below_the_measured_one():
-    dense = Dense(settings("dense", activation=["tanh"]), CPU)
+    dense = problem("dense", activation=["tanh"])
     rows = dense.measure()
     assert (rows["adjoint_bound"] <= rows["adjoint_least"]).all()
     assert (rows["adjoint_least"] <= 1).all() and (rows["adjoint_most"] >= 1).all()
 
 
 def test_training_lowers_the_loss():
-    dense = Dense(settings("dense", activation=["tanh"], steps=40), CPU)
-    before = dense.step()
-    for _ in range(40):
-        dense.step()
-        dense.optimizer.step()
-    assert (dense.step() < before).all()
+    dense = problem("dense", activation=["tanh"], steps=40)
+    losses = train(dense, 41)
+    assert (losses[-1] < losses[0]).all()
 
 
 def test_both_methods_start_with_the_same_network_and_batches():
-    vanilla, sorted_tau = (resnet(settings("resnet20", index), CPU) for index in (0, 1))
+    vanilla, sorted_tau = (problem("resnet20", run) for run in (0, 1))
     assert (vanilla.settings.method, sorted_tau.settings.method) == ("vanilla", "sorted_tau")
     pd.testing.assert_frame_equal(vanilla.measure(), sorted_tau.measure())
-    assert torch.equal(vanilla.step(), sorted_tau.step())
-    sorted_tau.optimizer.step()
-    vanilla.optimizer.step()
-    assert not torch.equal(vanilla.step(), sorted_tau.step())
+    losses, others = train(vanilla, 2), train(sorted_tau, 2)
+    assert torch.equal(losses[0], others[0])
+    assert not torch.equal(losses[1], others[1])
 
 
 def test_changes_of_order_are_counted_once_each():
-    trained = resnet(settings("resnet20", 1), CPU)
-    trained.step()
+    trained = problem("resnet20", "resnet20_sorted_tau_seed0")
+    trained.loss_and_grad()
     assert trained.measure_steps()["changes"].max() == 0
     with torch.no_grad():
         trained.network.tau[0][:2] = torch.tensor([2.0, 1.0])  # the first two blocks swap
-    trained.step()
-    trained.step()
+    trained.loss_and_grad()
+    trained.loss_and_grad()
     steps = trained.measure_steps()
     assert steps["changes"].unique().tolist() == [1]
     first = steps.query("stage == 1").sort_values("place")
@@ -146,9 +141,8 @@ def test_changes_of_order_are_counted_once_each():
 
 
 def test_cost_counts_one_parameter_a_block():
-    timed = cost(settings("cost"), CPU)
-    for _ in range(timed.steps):
-        timed.step()
+    timed = problem("cost")
+    train(timed, timed.steps)
     rows = timed.measure()
     assert len(rows) == timed.steps
     assert (rows["sorted_tau_parameters"] - rows["vanilla_parameters"] == 9).all()
@@ -156,22 +150,34 @@ def test_cost_counts_one_parameter_a_block():
     assert (rows[["vanilla_seconds", "sorted_tau_seconds"]] > 0).all().all()
 
 
-class FakeRun:
-    """A finished run with planted errors."""
+@pytest.mark.parametrize(
+    ("experiment", "run"),
+    [
+        ("resnet20", "resnet20_vanilla_seed0"),
+        ("resnet20", "resnet20_sorted_tau_seed0"),
+        ("dense", "all"),
+    ],
+)
+def test_resumed_training_ends_with_the_same_bits(tmp_path, experiment, run):
+    assert_run_resumes(configuration("sorted_tau", experiment, run), tmp_path)
 
-    def __init__(self, method, seed, error):
-        self.settings = {
-            **settings("resnet20").__dict__,
-            "network": "resnet20",
-            "method": method,
-            "seed": seed,
-        }
-        self.record = {"outcome": {"diverged": []}, "data": {"name": "planted"}}
-        self.error = error
 
-    def measurements(self, _probe):
-        row = {"step": 4, "seed": self.settings["seed"], "epoch": 2, "test_error": self.error}
-        return pd.DataFrame([row])
+def test_tables_and_figures_of_all_runs_and_of_every_run_alone(tmp_path):
+    runs = smoke_runs("sorted_tau", tmp_path)
+    alone = [{experiment: [run]} for experiment, found in runs.items() for run in found]
+    for some in (runs, *alone):
+        made = make_tables("sorted_tau", some)
+        assert all("dataset" in table for table in made.values())
+        draw_figures("sorted_tau", made)
+
+
+def planted_run(method, seed, error, **outcome):
+    """A run of ResNet-20 that ended with this test error."""
+    settings = configuration("sorted_tau", "resnet20", 0).to_json()["settings"]
+    row = {"step": 4, "seed": seed, "epoch": 2, "test_error": error, **outcome}
+    diverged = [{"seed": seed, "step": row["step"]}] if outcome else []
+    settings |= {"method": method, "seed": seed}
+    return PlantedRun(settings, diverged, metrics=pd.DataFrame([row]))
 
 
 def planted(differences):
@@ -179,7 +185,10 @@ def planted(differences):
     runs = []
     for seed, difference in enumerate(differences):
         base = 8 + source.normal()
-        runs += [FakeRun("vanilla", seed, base), FakeRun("sorted_tau", seed, base + difference)]
+        runs += [
+            planted_run("vanilla", seed, base),
+            planted_run("sorted_tau", seed, base + difference),
+        ]
     return {"resnet20": runs, "deeper": []}
 
 
@@ -197,10 +206,7 @@ def test_table1_pairs_seeds_and_names_what_was_not_run():
 
 def test_a_diverged_run_is_counted_and_marked():
     runs = planted([-0.5, -0.4])
-    broken = runs["resnet20"][1]
-    broken.record["outcome"] = {"diverged": [{"seed": 0, "step": 3}]}
-    measure = broken.measurements
-    broken.measurements = lambda probe: measure(probe).assign(step=3, epoch=1, test_error=90.0)
+    runs["resnet20"][1] = planted_run("sorted_tau", 0, error=90.0, step=3, epoch=1)
     pairs = tables.pairs(runs)
     assert pairs["diverged"].tolist() == [True, False]
     assert pairs["sorted_tau"][0] == 90.0

@@ -139,6 +139,11 @@ def _shares(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def _thresholds(ax: Axes, table: pd.DataFrame, growth: pd.DataFrame) -> None:
+    if table["threshold"].isna().all():
+        text = "no threshold:\nall networks converge, or none"
+        ax.text(0.5, 0.5, text, ha="center", transform=ax.transAxes)
+        ax.set_axis_off()
+        return
     sizes = np.array(sorted(table["samples"].unique()), dtype=float)
     for index, name in enumerate(_present(table)):
         rows = table[table["kernel"] == name].dropna(subset=["threshold"])

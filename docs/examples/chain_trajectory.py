@@ -3,6 +3,8 @@
 The file holds arrays ``x`` and ``y`` of shape (n, d), the inner weights ``W`` at the start, of
 shape (L, m, d) or, for layers that start alike, (m, d), and if these are not zero the outer ones
 ``V``, of shape (L, d, m) or (d, m). The arithmetic is in the type of ``x``, float32 or float64.
+
+    python docs/examples/chain_trajectory.py data.npz --depth 64 --steps 500 > losses.csv
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             backend=options.backend,
         )
     except (UserError, ValueError, OSError) as error:
-        print(f"trajectory: {options.arrays}: {error}", file=sys.stderr)
+        print(f"{Path(__file__).name}: {options.arrays}: {error}", file=sys.stderr)
         return 2
     print("step,loss")
     for step, loss in enumerate(losses.tolist()):
@@ -85,7 +87,7 @@ def _with_layers(weights: Tensor, depth: int) -> Tensor:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m resnet_limits.studies.weight_smoothness.trajectory", description=__doc__
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("arrays", type=Path, help="an .npz file with x, y, W and perhaps V")
     parser.add_argument("--depth", type=int, help="number of layers, if W has no axis of layers")
