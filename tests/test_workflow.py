@@ -436,6 +436,23 @@ def test_killed_training_ends_with_the_numbers_of_an_undisturbed_one(tmp_path, c
     assert killed["outcome"] == whole["outcome"]
 
 
+def test_a_run_that_finished_after_snakemake_was_killed_is_kept(project):
+    """Kill Snakemake alone, let its trainer finish, recover as docs/running.md says."""
+    target = str(RUN / "record.json")
+    arguments = [sys.executable, "-m", "snakemake", "--cores", "1", target, *SMOKE]
+    process = subprocess.Popen(arguments, cwd=project, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    wait_for((project / RUN / ".lock").exists)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for((project / target).exists)
+    finished = (project / target).read_bytes()
+    snakemake(project, "--unlock", *SMOKE)
+    result = snakemake(project, target, *SMOKE, "--rerun-incomplete")
+    assert result.returncode == 0, result.stderr
+    assert jobs(result) == ["train"]  # which Snakemake takes it for
+    assert (project / target).read_bytes() == finished
+
+
 def test_killed_snakemake_and_its_orphan(project, smoke):
     """Kill Snakemake alone: its trainer lives on, and a rerun waits for it or continues it."""
     arguments = [

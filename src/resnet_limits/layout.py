@@ -9,6 +9,7 @@ RECORDED = "recorded"  # the scale that is an archive: its runs are kept, not tr
 
 # Files of a run's folder.
 RECORD = "record.json"
+KEPT_RECORD = ".record.json"  # the same once more, since Snakemake deletes outputs it is unsure of
 CHECKPOINT = "checkpoint.pt"
 PROGRESS = "progress.jsonl"
 LOCK = ".lock"

@@ -15,7 +15,7 @@ from pydantic import Field
 from resnet_limits.documents import read_json
 from resnet_limits.errors import UserError
 from resnet_limits.files import hash_bytes, write_atomic
-from resnet_limits.layout import RECORD, RunKey
+from resnet_limits.layout import KEPT_RECORD, RECORD, RunKey
 from resnet_limits.provenance import digest
 from resnet_limits.settings import Model, build
 from resnet_limits.spec import RunConfig
@@ -102,7 +102,8 @@ def write_record(
     files = {name: hash_bytes(content) for name, content in contents.items()}
     body = {**record, "digest": digest(record["config"]), "files": files}
     sealed = json.dumps({**body, "seal": digest(body)}, indent=1, allow_nan=False)
-    write_atomic(folder / RECORD, sealed + "\n")
+    for name in (KEPT_RECORD, RECORD):
+        write_atomic(folder / name, sealed + "\n")
 
 
 def read_record(path: Path, remedy: str = "") -> Record:

@@ -22,8 +22,8 @@ from resnet_limits.checkpoint import Checkpoint, Columns, Marks, pack, read_mark
 from resnet_limits.contract import METRICS, Contract
 from resnet_limits.documents import parse_json
 from resnet_limits.errors import UserError
-from resnet_limits.files import remove_temporaries
-from resnet_limits.layout import CHECKPOINT, LOCK, PROGRESS, RECORD
+from resnet_limits.files import remove_temporaries, write_atomic
+from resnet_limits.layout import CHECKPOINT, KEPT_RECORD, LOCK, PROGRESS, RECORD
 from resnet_limits.locks import locked
 from resnet_limits.problem import Context, Probe, Problem
 from resnet_limits.provenance import git_commit, versions
@@ -74,23 +74,43 @@ def train(config: RunConfig, folder: Path, context: Context, checkpoint_seconds:
     sources = study.sources(config.key.experiment)
     with locked(folder / LOCK):
         remove_temporaries(folder)
-        if _is_finished(config, sources, folder):
+        if _is_finished(config, sources, folder / RECORD):
             print(f"{folder}: has been trained already.")
+            return
+        if _put_back(config, sources, context, folder):
+            print(f"{folder}: had finished; its record is put back.")
             return
         _use_threads_of(folder / CHECKPOINT)
         build_problem = study.load("problems", study.experiments[config.key.experiment].problem)
         fit(build_problem(config.settings, context), config, sources, folder, checkpoint_seconds)
 
 
-def _is_finished(config: RunConfig, sources: str, folder: Path) -> bool:
+def _is_finished(config: RunConfig, sources: str, path: Path) -> bool:
     """Whether a record of this configuration and these sources is there, measurements and all."""
     try:
-        record = read_record(folder / RECORD)
+        record = read_record(path)
         for file in record.files:
-            Run(folder, record).content(file)
+            Run(path.parent, record).content(file)
     except UserError:
         return False
     return record.digest == config.digest and record.provenance.sources == sources
+
+
+def _put_back(config: RunConfig, sources: str, context: Context, folder: Path) -> bool:
+    """Restore the record of a run that finished, if training would give the same numbers.
+
+    When Snakemake is killed, its jobs go on and may finish. It does not know, and deletes their
+    outputs before it runs them again.
+    """
+    kept = folder / KEPT_RECORD
+    if not _is_finished(config, sources, kept):
+        return False
+    provenance = read_record(kept).provenance
+    same_device = provenance.device.split(":")[0] == context.device.type
+    if provenance.versions != versions() or not same_device:
+        return False
+    write_atomic(folder / RECORD, kept.read_bytes())
+    return True
 
 
 def _use_threads_of(checkpoint: Path) -> None:
