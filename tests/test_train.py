@@ -134,20 +134,36 @@ def test_finished_run_is_not_trained_again(tmp_path, capsys):
 def test_what_is_finished_depends_on_settings_sources_and_measurements(tmp_path):
     sources = STUDY.sources("depth")
     fit(Quadratic(), SPIRALS, sources, tmp_path, 1e9)
-    assert training._is_finished(SPIRALS, sources, tmp_path)
-    assert not training._is_finished(SPIRALS, "others", tmp_path)
+    assert training._is_finished(SPIRALS, sources, tmp_path / "record.json")
+    assert not training._is_finished(SPIRALS, "others", tmp_path / "record.json")
     other = replace(SPIRALS, settings=SPIRALS.settings.model_copy(update={"noise": 0.5}))
-    assert not training._is_finished(other, sources, tmp_path)
+    assert not training._is_finished(other, sources, tmp_path / "record.json")
     (tmp_path / "metrics.csv").write_text("step\n")
-    assert not training._is_finished(SPIRALS, sources, tmp_path)
+    assert not training._is_finished(SPIRALS, sources, tmp_path / "record.json")
     assert not training._is_finished(SPIRALS, sources, tmp_path / "nowhere")
+
+
+def test_a_deleted_record_is_put_back_and_no_other_run_is(tmp_path, capsys):
+    context = Context(torch.device("cpu"), tmp_path)
+    train(SPIRALS, tmp_path, context, 1e9)
+    record = tmp_path / "record.json"
+    whole = record.read_bytes()
+    record.unlink()
+    train(SPIRALS, tmp_path, context, 1e9)
+    assert record.read_bytes() == whole
+    assert "put back" in capsys.readouterr().out
+    record.unlink()
+    (tmp_path / "metrics.csv").write_text("step\n")
+    train(SPIRALS, tmp_path, context, 1e9)
+    assert "put back" not in capsys.readouterr().out
+    assert read_record(record).files == json.loads(whole)["files"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".metrics.csv.123").write_text("half")
     train(SPIRALS, tmp_path, Context(torch.device("cpu"), tmp_path), 1e9)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".lock", "metrics.csv", "progress.jsonl", "record.json",
+        ".lock", ".record.json", "metrics.csv", "progress.jsonl", "record.json",
     ]  # fmt: skip
 
 
