@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from resnet_limits.data.class_folders import SPLITS, read_class_folders
+from resnet_limits.data.image_files import LOSSLESS
 from resnet_limits.errors import UserError
 
 NETWORK_SECONDS = 10.0  # timeout
 UNCHECKED = "not checked against the original's checksums"
-LOSSLESS = {"PNG", "BMP", "PPM"}
+
 ARCHIVE, EXTRACTED, FOLDER, ZIP = "official archive", "official files", "class folders", "zip"
 SET_DATA_ROOT = "set data_root in workflow/config.yaml (by hand: --data-root)"
 
@@ -232,7 +233,7 @@ def _read_extracted(name: str, source: Source, root: Path) -> Decoded:
 
 def _read_copy(name: str, source: Source) -> Decoded:
     known = SETS[name]
-    found = read_class_folders(source.path, known.classes, known.shape)
+    found = read_class_folders(source.path, known.classes, known.shape, known.counts)
     formats = " and ".join(sorted(found.formats))
     marks = []
     note = f"from a folder of {formats} images, {UNCHECKED}"
