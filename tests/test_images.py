@@ -6,13 +6,18 @@ import io
 import json
 import os
 import pickle
+import random
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from dataclasses import replace
+from http.client import IncompleteRead
 from urllib.error import URLError
 
 import numpy as np
@@ -21,7 +26,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from resnet_limits.cli import main
-from resnet_limits.data.images import load_images, stamp
+from resnet_limits.data.class_folders import SPLITS
+from resnet_limits.data.decoded import content_hash, read_stamp, write_decoded
+from resnet_limits.data.images import Split, load_images
+from resnet_limits.data.images import stamp as stamp_of
 from resnet_limits.data.sources import NETWORK_SECONDS, SETS
 from resnet_limits.errors import UserError
 
@@ -29,11 +37,41 @@ NUMBERS = [str(digit) for digit in range(10)]
 COUNTS = (20, 10)  # of the small sets below: two and one of each of ten classes
 
 
-def encode(pixels, form="PNG", mode=None):
+def encode(pixels, form="PNG", mode=None, frames=1):
     content = io.BytesIO()
     image = Image.fromarray(np.asarray(pixels, dtype=np.uint8))
-    (image if mode is None else image.convert(mode)).save(content, form)
+    image = image if mode is None else image.convert(mode)
+    if frames == 1:
+        image.save(content, form)
+    else:
+        image.save(content, form, save_all=True, append_images=[image.rotate(90)] * (frames - 1))
     return content.getvalue()
+
+
+def encode16(pixels):
+    content = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint16) << 8).save(content, "PNG")
+    return content.getvalue()
+
+
+def chunk(kind, content):
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def declared(width, height):
+    """Return a valid PNG of zeros with any size in its header."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(100_000))
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def wrong_checksum():
+    """Return a PNG whose pixels fail their checksum, which Pillow does not compare."""
+    content = bytearray(encode(flat(1)))
+    content[-13] ^= 1  # before the last chunk's 12 bytes
+    return bytes(content)
 
 
 def flat(value, shape=(28, 28)):
@@ -107,7 +145,7 @@ def test_class_folders(tmp_path, where, offline):
         assert images.label == images.name == "mnist"
         assert "PNG images, not checked" in images.note
         assert images.classes == tuple(NUMBERS)
-        assert images.source["file"] == where
+        assert images.source.file == where
         assert images.train.images.shape == (20, 28, 28, 1)
         assert images.train.images.dtype == np.uint8
         assert images.train.labels.dtype == np.int64
@@ -195,16 +233,43 @@ def without(*starts):
         (without("test"), "no class folders under test/; wanted are train/<class>"),
         (
             class_folders() | {"test/5/x.png": encode(flat(0, (8, 9)))},
-            "train/0/0.png is 28x28 and test/5/x.png is 9x8; all images must be 28x28",
+            "test/5/x.png is 9x8; all images must be 28x28",
         ),
         (class_folders(shape=(8, 8)), "train/0/0.png is 8x8; all images must be 28x28"),
         (class_folders() | {"train/2/x.png": b"not a picture"}, "train/2/x.png is broken"),
         (class_folders() | {"train/2/x.png": encode(flat(1))[:45]}, "train/2/x.png is broken"),
         (class_folders() | {"train/2/x.png": b""}, "train/2/x.png is broken"),
         (
-            class_folders() | {"train/2/x.tiff": encode(flat(1), "TIFF", mode="F")},
-            "train/2/x.tiff is broken, or no image of 8 bits",
+            class_folders() | {"train/2/x.png": encode(flat(1), "BMP")},
+            "train/2/x.png is broken, or no PNG or JPEG",
         ),
+        (
+            class_folders() | {"train/2/x.png": encode16(flat(1))},
+            "train/2/x.png has 16 bits a channel; at most 8 are allowed",
+        ),
+        (
+            class_folders() | {"train/2/x.png": encode(flat(1), mode="RGB", frames=2)},
+            "train/2/x.png is animated; one frame is allowed",
+        ),
+        (
+            class_folders() | {"train/2/x.jpg": encode(flat(1), "MPO", frames=2)},
+            "train/2/x.jpg is MPO of mode L, not grey or RGB",
+        ),
+        (
+            class_folders() | {"train/2/x.jpg": encode(flat(1), "JPEG", mode="CMYK")},
+            "train/2/x.jpg is JPEG of mode CMYK, not grey or RGB",
+        ),
+        (class_folders() | {"train/2/x.png": declared(0, 0)}, "train/2/x.png is broken"),
+        (class_folders() | {"train/2/x.png": declared(28, 2000)}, "x.png is 28x2000; all images"),
+        (class_folders() | {"train/2/x.png": declared(10_000, 10_000)}, "x.png is huge; all"),
+        (class_folders() | {"train/2/x.png": declared(2**31 - 1, 2**31 - 1)}, "x.png is huge;"),
+        (class_folders() | {"train/2/x.png": wrong_checksum()}, "train/2/x.png is broken"),
+        (class_folders() | {"train/2/x.png": bytes(2**18 + 1)}, "x.png has (more than )?26214"),
+        (
+            class_folders() | {"train/2/x\n.png": encode(flat(1))},
+            r"'train/2/x\\n.png' is no usable",
+        ),
+        (class_folders() | {"train/2/x.png/y.png": encode(flat(1))}, "is in a deeper folder"),
     ],
 )
 @pytest.mark.parametrize("write", [pack, unpack])
@@ -232,7 +297,7 @@ def test_empty_class(tmp_path):
 )
 def test_zip_that_climbs_out_is_refused_before_reading(tmp_path, name, monkeypatch):
     pack(tmp_path / "mnist.zip", class_folders() | {name: b""})
-    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("was read"))
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("was read"))
     with pytest.raises(UserError, match=r"mnist.zip: the entry .* points out of the archive"):
         load_images("mnist", tmp_path)
 
@@ -285,6 +350,190 @@ def test_unknown_data_set(tmp_path):
         load_images("cifar01", tmp_path)
 
 
+# --- limits ------------------------------------------------------------------------------------
+
+
+def run_command(root):
+    """Return exit status, standard error and peak memory in MB of the command in a process."""
+    code = """
+import pathlib, sys
+from resnet_limits.cli import main
+status = main(["data", "mnist", "--data-root", sys.argv[1]])
+print(pathlib.Path("/proc/self/status").read_text())
+sys.exit(status)
+"""
+    command = [sys.executable, "-c", code, root]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    # Not from getrusage, whose peak includes that of the tests' process, which forked this one.
+    peak = next(line for line in done.stdout.splitlines() if line.startswith("VmHWM"))
+    return done.returncode, done.stderr, int(peak.split()[1]) / 1024
+
+
+def understate(path, name, size):
+    """Let a zip claim of one of its entries that it is smaller."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        local = archive.getinfo(name).header_offset
+    central = content.rfind(b"PK\1\2", 0, content.rfind(name.encode()))
+    for start in (local + 22, central + 24):
+        content[start : start + 4] = struct.pack("<I", size)
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claimed", [None, 100])
+def test_zip_bomb_takes_no_memory(tmp_path, claimed):
+    path = tmp_path / "mnist.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in class_folders().items():
+            archive.writestr(name, content)
+        archive.writestr("test/9/x.png", bytes(300 * 2**20))
+    assert path.stat().st_size < 2**20
+    if claimed is not None:
+        understate(path, "test/9/x.png", claimed)
+    status, error, memory = run_command(tmp_path)
+    assert status == 2
+    assert "Traceback" not in error
+    assert "mnist.zip: " in error
+    assert "test/9/x.png" in error
+    assert error.count("\n") == 1
+    assert memory < 250
+
+
+@pytest.mark.slow
+def test_zip_of_too_many_entries_takes_little_memory(tmp_path):
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, *[0] * 8, 7, *[0] * 6)
+    directory = b"".join(entry + b"%07d" % number for number in range(600_000))
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, len(directory), 0, 0)
+    (tmp_path / "mnist.zip").write_bytes(directory + end)
+    status, error, memory = run_command(tmp_path)
+    assert status == 2
+    assert "mnist.zip: has more than 300000 entries" in error
+    assert memory < 700
+
+
+def test_zip_with_a_huge_directory_is_refused_before_reading_it(tmp_path):
+    size = 2**31
+    with (tmp_path / "mnist.zip").open("wb") as file:
+        file.seek(size)  # sparse
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, size, 0, 0))
+    with pytest.raises(UserError, match=r"mnist.zip: .*its list of entries would take 2147483648"):
+        load_images("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("write", [pack, unpack])
+def test_too_many_entries(tmp_path, write, monkeypatch):
+    monkeypatch.setattr("resnet_limits.data.class_folders.ENTRIES", 40)
+    junk = {f"train/0/._{number}.png": b"" for number in range(11)}
+    write(tmp_path / ("mnist" if write is unpack else "mnist.zip"), class_folders() | junk)
+    with pytest.raises(UserError, match=r"mnist.*: has more than 40 entries.*delete it"):
+        load_images("mnist", tmp_path)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_more_images_than_the_data_set_has(tmp_path, split):
+    pack(tmp_path / "mnist.zip", class_folders() | {f"{split}/5/x.png": encode(flat(0))})
+    most = dict(zip(("train", "test"), COUNTS, strict=True))[split]
+    with pytest.raises(UserError, match=rf"has {most + 1} images under {split}/.*only {most}"):
+        load_images("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_expand_without_a_limit_are_refused(root, method):
+    with zipfile.ZipFile(root / "mnist.zip", "a") as archive:
+        archive.writestr("train/0/x.png", encode(flat(0)), method)
+    with pytest.raises(UserError, match=r"train/0/x.png is neither stored nor deflated"):
+        load_images("mnist", root)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_zip_with_two_entries_of_one_name(root):
+    with zipfile.ZipFile(root / "mnist.zip", "a") as archive:
+        archive.writestr("train/0/0.png", encode(flat(0)))
+    with pytest.raises(UserError, match=r"mnist.zip: has two entries of the same name"):
+        load_images("mnist", root)
+
+
+def test_damaged_name_is_no_missing_image(root):
+    path = root / "mnist.zip"
+    head, name, tail = path.read_bytes().rpartition(b"train/4/1.png")
+    path.write_bytes(head + name.replace(b"train", b"drain") + tail)
+    with pytest.raises(UserError, match=r"mnist.zip: corrupt: drain/4/1.png cannot be read"):
+        load_images("mnist", root)
+
+
+# --- files that are none -----------------------------------------------------------------------
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_device(path):
+    path.symlink_to("/dev/zero")
+
+
+def make_loop(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (make_pipe, "x.png: not a regular file. Replace or delete it"),
+        (make_device, "x.png: not a regular file. Replace or delete it"),
+        (make_loop, "x.png: cannot be read .*delete it"),
+        (lambda path: path.symlink_to("nowhere"), "x.png: cannot be read .*delete it"),
+        (lambda path: path.mkdir(), "x.png/ is in a deeper folder, or is one"),
+    ],
+)
+def test_only_regular_files_are_images(tmp_path, make, message):
+    unpack(tmp_path / "mnist", class_folders())
+    make(tmp_path / "mnist/train/2/x.png")
+    with pytest.raises(UserError, match=rf"mnist.*train/2/{message}"):
+        load_images("mnist", tmp_path)
+
+
+def test_links_to_files_and_folders_are_followed(tmp_path):
+    unpack(tmp_path / "elsewhere", class_folders())
+    unpack(tmp_path / "mnist", {f"{split}/0/x.png": encode(flat(50)) for split in SPLITS})
+    for split in SPLITS:
+        for digit in NUMBERS[1:]:
+            (tmp_path / "mnist" / split / digit).symlink_to(tmp_path / "elsewhere" / split / digit)
+    (tmp_path / "mnist/train/0/0.png").symlink_to(tmp_path / "elsewhere/train/0/0.png")
+    images = load_images("mnist", tmp_path)
+    assert images.train.images[:, 0, 0, 0].tolist() == [0, 50, *range(2, 20)]
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_device])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz"),
+        ("cifar10", "cifar-10-batches-py"),
+        ("mnist", "MNIST/raw/train-images-idx3-ubyte.gz"),
+        ("mnist", "MNIST/raw/train-images-idx3-ubyte"),
+        ("mnist", "mnist-images.zip"),
+        ("mnist", "mnist.zip"),
+    ],
+)
+def test_only_files_and_folders_are_sources(tmp_path, make, name, file, offline):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    make(tmp_path / file)
+    with pytest.raises(UserError, match=rf"{file}: neither a file nor a folder"):
+        load_images(name, tmp_path)
+    assert offline == []
+
+
+@pytest.mark.parametrize("file", ["mnist.npy", "mnist.labels.npy", "mnist.json"])
+def test_pipe_in_place_of_a_decoded_file(root, file):
+    first = load_images("mnist", root)
+    (root / "decoded" / file).unlink()
+    make_pipe(root / "decoded" / file)
+    assert load_images("mnist", root).hash == first.hash
+
+
 # --- decoded once ------------------------------------------------------------------------------
 
 
@@ -293,7 +542,7 @@ def test_loading_neither_decodes_nor_writes(root, capsys):
     (root / "decoded/.mnist.lock").unlink()
     before = {path: path.stat().st_mtime_ns for path in (root / "decoded").iterdir()}
     capsys.readouterr()
-    assert stamp(load_images("mnist", root)) == stamp(first)
+    assert stamp_of(load_images("mnist", root)) == stamp_of(first)
     assert {path: path.stat().st_mtime_ns for path in (root / "decoded").iterdir()} == before
     assert capsys.readouterr().out == ""
 
@@ -310,6 +559,18 @@ def test_decoded_images_outlive_their_source(root, offline):
     assert offline == []
 
 
+def copied(images):
+    """Return images that do not change with their file, from which they are mapped."""
+    train, test = (Split(s.images.copy(), s.labels.copy()) for s in (images.train, images.test))
+    return replace(images, train=train, test=test)
+
+
+def assert_same(images, wanted):
+    for ours, theirs in ((images.train, wanted.train), (images.test, wanted.test)):
+        np.testing.assert_array_equal(ours.images, theirs.images)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
 @pytest.mark.parametrize("file", ["mnist.npy", "mnist.labels.npy", "mnist.json"])
 @pytest.mark.parametrize("keep", [0, 50, -1, None])
 def test_damaged_decoded_files_are_made_again(root, file, keep):
@@ -324,6 +585,69 @@ def test_damaged_decoded_files_are_made_again(root, file, keep):
     assert images.hash == wanted.hash
     np.testing.assert_array_equal(images.train.images[:, 0, 0, 0], range(20))
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("file", ["mnist.npy", "mnist.labels.npy", "mnist.json"])
+@pytest.mark.usefixtures("offline")
+def test_one_changed_bit_of_the_decoded_files_is_noticed(root, file, capsys):
+    wanted = copied(load_images("mnist", root))
+    path = root / "decoded" / file
+    whole = path.read_bytes()
+    for index in (len(whole) // 3, len(whole) - 20):
+        changed = bytearray(whole)
+        changed[index] ^= 1
+        path.write_bytes(changed)
+        capsys.readouterr()
+        assert_same(load_images("mnist", root), wanted)
+        assert capsys.readouterr().out.count("\n") == 1
+        assert path.read_bytes() == whole
+    path.write_bytes(changed)
+    (root / "mnist.zip").unlink()
+    with pytest.raises(UserError, match="holds no mnist"):
+        load_images("mnist", root)
+    assert "downloading again, since its decoded images are damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("counts", {"train": 0, "test": 10}, "counts.train: 0 is not allowed"),
+        ("counts", {"train": 20.0, "test": 10}, "counts.train: 20.0 is not allowed"),
+        ("classes", ["0", "0"], "classes: .*given twice"),
+        ("mean", [float("nan")], "NaN is not a finite number"),
+        ("mean", [2.0], "mean: 2.0 is not allowed"),
+        ("shape", [28, 28], "shape"),
+        ("extra", 1, "extra: unknown key"),
+        ("note", "changed", "was changed after it was written"),
+    ],
+)
+def test_stamps_are_read_strictly(root, key, value, message):
+    path = root / "decoded/mnist.json"
+    stamp = stamp_of(load_images("mnist", root))
+    assert read_stamp(path) == stamp
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=rf"mnist.json: .*{message}"):
+        read_stamp(path)
+
+
+def test_labels_without_a_class_are_not_loaded(root):
+    images = load_images("mnist", root)
+    labels = np.concatenate([images.train.labels, images.test.labels])
+    labels[3] = 10
+    pixels = np.concatenate([images.train.images, images.test.images])
+    stamp = stamp_of(replace(images, hash=content_hash(pixels, labels, len(images.train.labels))))
+    (root / "work").mkdir()
+    write_decoded(root / "decoded", stamp, pixels, labels, root / "work")
+    assert load_images("mnist", root).train.labels.max() == 9
+
+
+@pytest.mark.usefixtures("offline")
+def test_decoded_files_of_another_data_set_are_not_loaded(root):
+    load_images("mnist", root)
+    for file in ("npy", "labels.npy", "json"):
+        (root / f"decoded/mnist.{file}").rename(root / f"decoded/cifar10.{file}")
+    with pytest.raises(UserError, match="holds no cifar10"):
+        load_images("cifar10", root)
 
 
 def test_changed_zip_is_decoded_again(root):
@@ -349,7 +673,7 @@ def test_changed_folder_is_decoded_again(tmp_path, change):
 def test_better_source_replaces_a_lesser_one(root):
     load_images("mnist", root)
     pack(root / "mnist-images.zip", class_folders())
-    assert load_images("mnist", root).source["file"] == "mnist-images.zip"
+    assert load_images("mnist", root).source.file == "mnist-images.zip"
 
 
 LOAD = "import sys, pathlib; from resnet_limits.data.images import load_images\n"
@@ -382,7 +706,12 @@ def killed(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("at", "call"), [("images.read_source", 1), ("np.save", 2), ("images.write_whole", 1)]
+    ("at", "call"),
+    [
+        ("images.read_source", 1),
+        ("np.save", 2),
+        *((at, call) for at in ("os.fsync", "os.replace") for call in (1, 2, 3)),
+    ],
 )
 def test_killed_decoding_leaves_nothing_taken_for_finished(root, at, call, capsys):
     load_and_die(root, at, call)
@@ -529,7 +858,7 @@ def test_corrupt_extracted_files(tmp_path, cifar_files, mnist_files, offline, ch
     files = {n.removesuffix(".gz"): gzip.decompress(c) for n, c in mnist_files.items()}
     for name in files:
         unpack(tmp_path, files | {name: change(files[name])})
-        with pytest.raises(UserError, match=r"MNIST/raw: corrupt.*delete it"):
+        with pytest.raises(UserError, match=rf"{name}: corrupt.*delete it"):
             load_images("mnist", tmp_path)
     assert offline == []
 
@@ -597,6 +926,117 @@ def test_truncated_download_leaves_nothing(tmp_path, name, cifar_files, mnist_fi
     assert {path.name for path in tmp_path.rglob("*")} == {"decoded", f".{name}.lock"}
     serve(monkeypatch, files)
     assert load_images(name, tmp_path).label == name
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError("reset by peer"), IncompleteRead(b""), TimeoutError(), ValueError("?")],
+)
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_download_that_breaks_off_leaves_nothing(tmp_path, name, error, monkeypatch):
+    class Broken(Response):
+        def read(self, size=-1):
+            if self.tell() > 0:
+                raise error
+            return super().read(10)
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Broken(bytes(100)))
+    with pytest.raises(UserError, match=rf"holds no {name}, and the download failed") as caught:
+        load_images(name, tmp_path)
+    assert str(caught.value).isprintable()
+    assert {path.name for path in tmp_path.rglob("*")} == {"decoded", f".{name}.lock"}
+
+
+# --- random damage -----------------------------------------------------------------------------
+
+
+def damaged(content, seed):
+    """Cut bytes off, flip bits, or overwrite a few bytes."""
+    chance, content = random.Random(seed), bytearray(content)
+    start = chance.randrange(len(content))
+    kind = chance.choice(["cut", "flip", "noise", "ones"])
+    if kind == "cut":
+        return bytes(content[:start])
+    if kind == "flip":
+        for _ in range(chance.randint(1, 3)):
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        return bytes(content)
+    new = chance.randbytes(4) if kind == "noise" else bytes([255] * 4)
+    return bytes(content[:start] + new + content[start + 4 :])
+
+
+def load_damaged(name, root, path, content, seed):
+    """Return the images; or None if they are refused, in one printable line."""
+    path.write_bytes(damaged(content, seed))
+    try:
+        return load_images(name, root)
+    except UserError as error:
+        assert str(error).isprintable()
+        return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["anywhere", "directory"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_damaged_zips_are_refused_or_harmless(root, form, part):
+    path = root / "mnist.zip"
+    pack(path, class_folders(form=form))
+    wanted, content = copied(load_images("mnist", root)), path.read_bytes()
+    start = content.find(b"PK\1\2") if part == "directory" else 0
+    for seed in range(100):
+        path.write_bytes(content[:start] + damaged(content[start:], seed))
+        try:
+            assert_same(load_images("mnist", root), wanted)
+        except UserError as error:
+            assert str(error).isprintable()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_damaged_images_are_refused_or_harmless(tmp_path, form):
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    content = encode(pixels, form)
+    unpack(tmp_path / "mnist", class_folders() | {"train/4/0.png": content})
+    wanted = load_images("mnist", tmp_path)
+    for seed in range(100):
+        shutil.rmtree(tmp_path / "decoded")  # a change inside a folder is not seen
+        path = tmp_path / "mnist/train/4/0.png"
+        images = load_damaged("mnist", tmp_path, path, content, seed)
+        if images is not None and form == "PNG":  # JPEG has no checksums
+            assert_same(images, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("index", range(4))
+def test_damaged_idx_files_are_refused_or_harmless(tmp_path, mnist_files, index, packed, offline):
+    if not packed:
+        mnist_files = {n.removesuffix(".gz"): gzip.decompress(c) for n, c in mnist_files.items()}
+    unpack(tmp_path, mnist_files)
+    wanted = load_images("mnist", tmp_path)
+    name, content = list(mnist_files.items())[index]
+    for seed in range(25):
+        images = load_damaged("mnist", tmp_path, tmp_path / name, content, seed)
+        if images is not None and packed:  # what is in extracted files has no checksums
+            assert_same(images, wanted)
+        elif images is not None:
+            assert set(images.train.labels) | set(images.test.labels) <= set(range(10))
+    assert offline == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["mnist.npy", "mnist.labels.npy", "mnist.json"])
+@pytest.mark.usefixtures("offline")
+def test_damaged_decoded_files_never_load(root, file):
+    wanted = copied(load_images("mnist", root))
+    path = root / "decoded" / file
+    content = path.read_bytes()
+    for seed in range(50):
+        assert_same(load_damaged("mnist", root, path, content, seed), wanted)
+    (root / "mnist.zip").unlink()
+    for seed in range(50):
+        images = load_damaged("mnist", root, path, content, seed)
+        assert images is None or path.read_bytes() == content
 
 
 # --- digits and the command --------------------------------------------------------------------

@@ -1,31 +1,34 @@
-"""Images in class folders under train/ and test/, in a directory or a zip archive."""
+"""Images in class folders under train/ and test/, in a directory or a zip archive.
+
+Either may be broken or hostile, so whatever is read has a limit: see the constants. No archive
+can take more than half a gigabyte of memory besides the images themselves.
+"""
 
 from __future__ import annotations
 
 import io
-import struct
+import os
+import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
+from resnet_limits.data.image_files import ImageError, decode_image, strict_decoding
+from resnet_limits.data.regular_files import open_regular
 from resnet_limits.errors import UserError
 
 SPLITS = ("train", "test")
 LAYOUT = "wanted are train/<class>/*.png and test/<class>/*.png"
-BROKEN_ZIP = (  # what zipfile raises besides its own; RuntimeError is for encrypted entries
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
-BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error)
+ENTRIES = 300_000  # folders and hidden files count; MNIST, the largest set, has 70,000 images
+DIRECTORY_BYTES = 2**25  # of a zip's list of entries; MNIST's takes 5 MiB
+IMAGE_BYTES = 2**18  # of an image's file; its pixels take 3 KiB, the rest is for metadata
+NAME_LENGTH = 255  # of an entry's name, with its folders
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile expands others without a limit
+IMAGE = re.compile(r"(train|test)/[^/.][^/]*/[^/.][^/]*")
 
 Read = Callable[[str], bytes]
 
@@ -41,7 +44,7 @@ class ClassFolders:
     train
         Number of training images.
     formats
-        File formats, as Pillow names them (``"PNG"``).
+        File formats: ``"PNG"``, ``"JPEG"``.
     """
 
     classes: tuple[str, ...]
@@ -51,7 +54,9 @@ class ClassFolders:
     formats: set[str]
 
 
-def read_class_folders(path: Path, classes: int, shape: tuple[int, int, int]) -> ClassFolders:
+def read_class_folders(
+    path: Path, classes: int, shape: tuple[int, int, int], counts: tuple[int, int]
+) -> ClassFolders:
     """Read all images of a folder or a zip, sorted by class and then by file name.
 
     Parameters
@@ -62,67 +67,151 @@ def read_class_folders(path: Path, classes: int, shape: tuple[int, int, int]) ->
         Required number of classes.
     shape
         Required height, width and channels (1 or 3); colour modes are converted.
+    counts
+        Largest numbers of training and test images.
 
     Raises
     ------
     UserError
-        If it is corrupt, has another layout, or contains an image of another size.
+        If it is corrupt, has another layout, exceeds a limit, or contains anything else than
+        such images.
     """
     if path.is_dir():
-        return _read(path, _list_folder(path), lambda name: _read_file(path / name), classes, shape)
+        names = _list_folder(path)
+        return _read(path, names, lambda name: _read_file(path / name), classes, shape, counts)
     with _open(path) as archive:
-        names = _checked(path, archive.namelist())
-        return _read(path, names, lambda name: _read_entry(archive, path, name), classes, shape)
+        names = _list_zip(path, archive)
+        return _read(
+            path, names, lambda name: _read_image(archive, path, name), classes, shape, counts
+        )
 
 
 def _list_folder(folder: Path) -> list[str]:
-    """List entries up to three levels deep; folders end with a slash, as in a zip."""
-    levels = [path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth)]
-    return [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in levels]
-
-
-def _open(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except BROKEN_ZIP as error:
-        raise UserError(
-            f"{path}: corrupt or not a zip ({error}). Copy it again, or delete it."
-        ) from None
-
-
-def _checked(path: Path, names: Sequence[str]) -> Sequence[str]:
-    """Refuse an archive with entries outside of itself, though it is never unpacked."""
-    for name in names:
-        entry = PureWindowsPath(name)  # understands both slashes, and drives
-        if entry.anchor or ".." in entry.parts:
+    """List what is in the class folders; names of folders end with a slash, as in a zip."""
+    names: list[str] = []
+    folders = [f"{split}/" for split in SPLITS if (folder / split).is_dir()]
+    while folders:
+        inside = folders.pop()
+        try:
+            with os.scandir(folder / inside) as entries:
+                for entry in entries:
+                    name = inside + entry.name + "/" * entry.is_dir()
+                    names.append(name)
+                    _check_number(folder, len(names))
+                    if inside.count("/") == 1 and name.endswith("/"):
+                        folders.append(name)
+        except OSError as error:
             raise UserError(
-                f"{path}: the entry {name!r} points out of the archive, so nothing of it was "
-                "read. Delete the archive, and pack the images with relative names."
-            )
+                f"{error.filename}: cannot be read ({error.strerror}). Make it readable, or "
+                "delete it."
+            ) from None
+    _check_names(folder, names)
     return names
 
 
+def _check_number(path: Path, number: int) -> None:
+    if number > ENTRIES:
+        raise UserError(
+            f"{path}: has more than {ENTRIES} entries. It is no data set of this project; "
+            "delete it."
+        )
+
+
+class _BoundedReader(io.BufferedReader):
+    """A zip that is not read in large parts, whatever lengths it claims of itself."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its list of entries would take {size} bytes")
+        return super().read(size)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[zipfile.ZipFile]:
+    with open_regular(path) as file:
+        try:
+            archive = zipfile.ZipFile(_BoundedReader(file.raw))
+        except Exception as error:
+            raise UserError(
+                f"{path}: corrupt or not a zip ({error}). Copy it again, or delete it."
+            ) from None
+        with archive:
+            yield archive
+
+
+def _list_zip(path: Path, archive: zipfile.ZipFile) -> list[str]:
+    """List an archive; refuse entries outside of it, though it is never unpacked."""
+    names = archive.namelist()
+    _check_number(path, len(names))
+    for name in names:
+        if ".." in name or ":" in name or name.startswith(("/", "\\")):
+            entry = PureWindowsPath(name)  # understands both slashes, and drives
+            if entry.anchor or ".." in entry.parts:
+                raise UserError(
+                    f"{path}: the entry {name!a} points out of the archive, so nothing of it was "
+                    "read. Delete the archive, and pack the images with relative names."
+                )
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: has two entries of the same name. Pack the images again.")
+    _check_names(path, names)
+    for name in names:
+        if not IMAGE.fullmatch(name):  # nobody else notices that the damage is in its name
+            _read_entry(archive, path, name, 0)
+    return names
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    """Refuse names that would garble messages, tables and figures."""
+    for name in names:
+        if len(name) > NAME_LENGTH or not name.isprintable():
+            raise UserError(
+                f"{path}: {name[:NAME_LENGTH]!a} is no usable name. Delete it, or rename it to "
+                f"at most {NAME_LENGTH} printable characters."
+            )
+
+
 def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    with open_regular(path) as file:
+        try:
+            content = file.read(IMAGE_BYTES + 1)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}). Replace it.") from None
+    if len(content) > IMAGE_BYTES:
+        raise ImageError(f"has more than {IMAGE_BYTES} bytes")
+    return content
 
 
-def _read_entry(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
+def _read_image(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
+    entry = archive.getinfo(name)
+    if entry.file_size > IMAGE_BYTES:
+        raise ImageError(f"has {entry.file_size} bytes, and at most {IMAGE_BYTES} are allowed")
+    if entry.compress_type not in METHODS:
+        raise ImageError("is neither stored nor deflated")
+    # Length and checksum are compared at the entry's end, which the limit includes.
+    return _read_entry(archive, path, name, IMAGE_BYTES + 1)
+
+
+def _read_entry(archive: zipfile.ZipFile, path: Path, name: str, size: int) -> bytes:
     try:
-        return archive.read(name)
-    except BROKEN_ZIP as error:
+        with archive.open(name) as file:
+            return file.read(size)
+    except Exception as error:  # on garbage zipfile raises almost anything
         raise UserError(
             f"{path}: corrupt: {name} cannot be read ({error}). Copy the archive again."
         ) from None
 
 
 def _read(
-    path: Path, names: Iterable[str], read: Read, classes: int, shape: tuple[int, int, int]
+    path: Path,
+    names: Iterable[str],
+    read: Read,
+    classes: int,
+    shape: tuple[int, int, int],
+    counts: tuple[int, int],
 ) -> ClassFolders:
     files = _by_class(path, names)
     found = _class_names(path, files, classes)
+    numbers = _count(path, files, counts)
     chosen = [
         (file, label)
         for split in SPLITS
@@ -131,20 +220,24 @@ def _read(
     ]
     images, formats = _decode(path, [file for file, _ in chosen], read, shape)
     labels = np.array([label for _, label in chosen], dtype=np.int64)
-    train = sum(map(len, files["train"].values()))
-    return ClassFolders(found, images, labels, train, formats)
+    return ClassFolders(found, images, labels, numbers["train"], formats)
 
 
 def _by_class(path: Path, names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
     """Group file names by split and class; a class may turn out to be empty."""
     found: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    for name in sorted(set(names)):
+    for name in sorted(names):
         parts = PurePosixPath(name).parts
         if len(parts) < 2 or parts[0] not in SPLITS or any(part[0] == "." for part in parts):
             continue  # hidden files belong to the system
-        if len(parts) > 2 or name.endswith("/"):
+        is_folder = name.endswith("/")
+        if len(parts) > 3 or (len(parts) == 3 and is_folder):
+            raise UserError(
+                f"{path}: {name} is in a deeper folder, or is one; {LAYOUT}. Move or delete it."
+            )
+        if len(parts) == 3 or is_folder:
             files = found[parts[0]].setdefault(parts[1], [])
-            if len(parts) == 3 and not name.endswith("/"):
+            if not is_folder:
                 files.append(name)
     for split, classes in found.items():
         if not classes:
@@ -181,38 +274,31 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
+def _count(
+    path: Path, files: dict[str, dict[str, list[str]]], largest: tuple[int, int]
+) -> dict[str, int]:
+    numbers = {split: sum(map(len, by_class.values())) for split, by_class in files.items()}
+    for split, limit in zip(SPLITS, largest, strict=True):
+        if numbers[split] > limit:
+            raise UserError(
+                f"{path}: has {numbers[split]} images under {split}/, and the data set only "
+                f"{limit}. Delete what does not belong to it."
+            )
+    return numbers
+
+
 def _decode(
     path: Path, files: Sequence[str], read: Read, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, set[str]]:
     # One thread: for images this small the interpreter, not the decoder, is the bottleneck, and
     # threads made it slower.
     images = np.empty((len(files), *shape), dtype=np.uint8)
-    formats: set[str] = set()
-    sizes: dict[tuple[int, ...], str] = {}
-    for index, file in enumerate(files):
-        image, kind = _decode_one(path, file, read(file), shape[2])
-        formats.add(kind)
-        sizes.setdefault(image.shape[:2], file)
-        if image.shape == shape:
-            images[index] = image
-        elif len(sizes) > 1:
-            break
-    if set(sizes) != {shape[:2]}:
-        examples = " and ".join(f"{file} is {w}x{h}" for (h, w), file in sizes.items())
-        raise UserError(f"{path}: {examples}; all images must be {shape[1]}x{shape[0]}.")
+    formats = set()
+    with strict_decoding():
+        for index, file in enumerate(files):
+            try:
+                images[index], kind = decode_image(read(file), shape)
+            except ImageError as error:
+                raise UserError(f"{path}: {file} {error}. Replace or delete it.") from None
+            formats.add(kind)
     return images, formats
-
-
-def _decode_one(path: Path, file: str, content: bytes, channels: int) -> tuple[np.ndarray, str]:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.mode[0] in "IF":
-                raise ValueError("clipped to 8 bits it would be another image")
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-            return pixels.reshape(*pixels.shape[:2], channels), image.format or "unknown"
-    except (*BROKEN_IMAGE, Image.DecompressionBombError):
-        raise UserError(
-            f"{path}: {file} is broken, or no image of 8 bits a channel. Replace or delete it."
-        ) from None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from resnet_limits.data.decoded import (
+    Counts,
+    Origin,
+    Stamp,
+    content_hash,
+    read_decoded,
+    read_stamp,
+    write_decoded,
+)
 from resnet_limits.data.sources import (
     SET_DATA_ROOT,
     SETS,
@@ -59,7 +65,7 @@ class Images:
     mean, std
         Per channel, of the training images scaled to [0, 1].
     source
-        Origin: ``file`` and ``kind``, and for a file on disk ``size`` and ``modified``.
+        Where they come from.
     """
 
     name: str
@@ -71,7 +77,7 @@ class Images:
     test: Split
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    source: Mapping[str, Any]
+    source: Origin
 
 
 def load_images(name: str, root: Path) -> Images:
@@ -92,23 +98,26 @@ def load_images(name: str, root: Path) -> Images:
     require_known(name, ("digits", *SETS), "data set")
     if name == "digits":
         return _digits()
-    return _load_decoded(name, root) or _decode_once(name, root)
+    try:
+        return _load_decoded(name, root)
+    except (_NotDecoded, OSError):
+        return _decode_once(name, root)
 
 
-def stamp(images: Images) -> dict[str, Any]:
-    """Return a data set's metadata, ready for JSON."""
-    return {
-        "name": images.name,
-        "label": images.label,
-        "hash": images.hash,
-        "note": images.note,
-        "classes": list(images.classes),
-        "counts": {"train": len(images.train.labels), "test": len(images.test.labels)},
-        "shape": list(images.train.images.shape[1:]),
-        "mean": list(images.mean),
-        "std": list(images.std),
-        "source": dict(images.source),
-    }
+def stamp(images: Images) -> Stamp:
+    """Return what is known of a data set without its images."""
+    return Stamp(
+        name=images.name,
+        label=images.label,
+        hash=images.hash,
+        note=images.note,
+        classes=images.classes,
+        counts=Counts(train=len(images.train.labels), test=len(images.test.labels)),
+        shape=images.train.images.shape[1:],
+        mean=images.mean,
+        std=images.std,
+        source=images.source,
+    )
 
 
 def prepare(names: Sequence[str], root: Path, stamp_file: Path | None) -> None:
@@ -125,14 +134,10 @@ def prepare(names: Sequence[str], root: Path, stamp_file: Path | None) -> None:
         images = load_images(name, root)
         print(
             f"{images.label}: {len(images.train.labels)} training and {len(images.test.labels)} "
-            f"test images from {images.source['file']} ({images.source['kind']})"
+            f"test images from {images.source.file} ({images.source.kind})"
         )
         if stamp_file is not None:
-            write_atomic(stamp_file, _json(stamp(images)))
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=1) + "\n"
+            write_atomic(stamp_file, stamp(images).to_json())
 
 
 def _digits() -> Images:
@@ -148,19 +153,16 @@ def _digits() -> Images:
     labels = np.concatenate(parts[2:]).astype(np.int64)
     classes = tuple(str(digit) for digit in data.target_names)
     decoded = Decoded("digits", "", classes, np.concatenate(parts[:2]), labels, len(parts[0]))
-    return _assemble("digits", decoded, {"file": "scikit-learn", "kind": "package"})
+    return _assemble("digits", decoded, Origin(file="scikit-learn", kind="package"))
 
 
-def _assemble(name: str, decoded: Decoded, source: Mapping[str, Any]) -> Images:
+def _assemble(name: str, decoded: Decoded, source: Origin) -> Images:
     images, labels, train = decoded.images, decoded.labels, decoded.train
-    content = hashlib.sha256(images.data)
-    content.update(labels.data)
-    content.update(str(train).encode())
     mean, std = _moments(images[:train])
     return Images(
         name,
         decoded.label,
-        content.hexdigest()[:16],
+        content_hash(images, labels, train),
         decoded.note,
         decoded.classes,
         Split(images[:train], labels[:train]),
@@ -190,42 +192,40 @@ def _histogram(channel: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _load_decoded(name: str, root: Path) -> Images | None:
-    """Map the decoded files, unless they are missing, broken, or of an outdated source."""
-    folder = root / DECODED
+class _NotDecoded(Exception):
+    """Why there are no decoded images to load; empty if there never were."""
+
+
+def _load_decoded(name: str, root: Path) -> Images:
+    """Map the decoded files, unless they are missing, damaged, or of an outdated source."""
+    source, path = find_source(name, root), root / DECODED / f"{name}.json"
+    if not path.exists():
+        raise _NotDecoded("")
     try:
-        source = find_source(name, root)
-        text = (folder / f"{name}.json").read_text("utf-8")
-        known = json.loads(text)
-        if source is not None and source.stamp(root) != known["source"]:
-            return None
-        loaded = _map(known, folder)
-        # A writer removes the stamp first: if it is unchanged, the files are of one decoding.
-        replaced = (folder / f"{name}.json").read_text("utf-8") != text
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-    return None if replaced else loaded
+        known = read_stamp(path)
+        if (known.name, known.shape) != (name, SETS[name].shape):
+            raise UserError(f"{path}: of another data set.")
+        if source is not None and source.origin(root) != known.source:
+            raise _NotDecoded(" again, since it has changed")
+        return _map(known, root / DECODED)
+    except UserError as error:
+        raise _NotDecoded(f" again, since its decoded images are damaged ({error})") from None
 
 
-def _map(known: Mapping[str, Any], folder: Path) -> Images:
-    name, train = known["name"], known["counts"]["train"]
-    # numpy refuses a file that is too short; "c" is copy-on-write.
-    images = np.load(folder / f"{name}.npy", mmap_mode="c")
-    labels = np.load(folder / f"{name}.labels.npy")
-    count = train + known["counts"]["test"]
-    if images.shape != (count, *known["shape"]) or labels.shape != (count,):
-        raise ValueError("of another decoding")
+def _map(known: Stamp, folder: Path) -> Images:
+    images, labels = read_decoded(folder, known)
+    train = known.counts.train
     return Images(
-        name,
-        known["label"],
-        known["hash"],
-        known["note"],
-        tuple(known["classes"]),
+        known.name,
+        known.label,
+        known.hash,
+        known.note,
+        known.classes,
         Split(images[:train], labels[:train]),
         Split(images[train:], labels[train:]),
-        tuple(known["mean"]),
-        tuple(known["std"]),
-        known["source"],
+        known.mean,
+        known.std,
+        known.source,
     )
 
 
@@ -234,11 +234,11 @@ def _decode_once(name: str, root: Path) -> Images:
     folder = root / DECODED
     try:
         with locked(folder / f".{name}.lock"):
-            loaded = _load_decoded(name, root)
-            if loaded is not None:
-                return loaded
-            with _workspace(folder / f".{name}") as work:
-                return _decode(name, root, work)
+            try:
+                return _load_decoded(name, root)
+            except _NotDecoded as reason:
+                with _workspace(folder / f".{name}") as work:
+                    return _decode(name, root, work, str(reason))
     except OSError as error:
         raise UserError(
             f"{error.filename or folder}: {error.strerror or error}. The data root must be "
@@ -257,15 +257,18 @@ def _workspace(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _decode(name: str, root: Path, work: Path) -> Images:
-    source = find_source(name, root) or _downloaded(name, root, work)
-    print(f"{source.path}: decoding.", flush=True)
+def _decode(name: str, root: Path, work: Path, reason: str) -> Images:
+    source = find_source(name, root)
+    if source is None:
+        print(f"{name}: downloading{reason}.", flush=True)
+        source, reason = _downloaded(name, root, work), ""
+    print(f"{source.path}: decoding{reason}.", flush=True)
     # Taken before reading: if the source changes meanwhile, the next load will notice.
-    origin = source.stamp(root)
+    origin = source.origin(root)
     decoded = read_source(name, source, root, work)
-    images = _assemble(name, decoded, origin)
-    _write(images, decoded, root / DECODED, work)
-    return _map(stamp(images), root / DECODED)
+    known = stamp(_assemble(name, decoded, origin))
+    write_decoded(root / DECODED, known, decoded.images, decoded.labels, work)
+    return _map(known, root / DECODED)
 
 
 def _downloaded(name: str, root: Path, work: Path) -> Source:
@@ -273,14 +276,3 @@ def _downloaded(name: str, root: Path, work: Path) -> Source:
     source = find_source(name, root)
     assert source is not None
     return source
-
-
-def _write(images: Images, decoded: Decoded, folder: Path, work: Path) -> None:
-    """Replace the decoded files; the stamp is removed first and written last."""
-    path = folder / f"{images.name}.json"
-    path.unlink(missing_ok=True)
-    files = {f"{images.name}.npy": decoded.images, f"{images.name}.labels.npy": decoded.labels}
-    for file, array in files.items():
-        np.save(work / file, array)
-        (work / file).replace(folder / file)
-    write_atomic(path, _json(stamp(images)))

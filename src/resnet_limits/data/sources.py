@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
+import gzip
+import math
 import socket
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from resnet_limits.data.class_folders import SPLITS, read_class_folders
+from resnet_limits.data.decoded import Origin
+from resnet_limits.data.image_files import LOSSLESS
+from resnet_limits.data.regular_files import open_regular
 from resnet_limits.errors import UserError
 
 NETWORK_SECONDS = 10.0  # timeout
 UNCHECKED = "not checked against the original's checksums"
-LOSSLESS = {"PNG", "BMP", "PPM"}
 ARCHIVE, EXTRACTED, FOLDER, ZIP = "official archive", "official files", "class folders", "zip"
 SET_DATA_ROOT = "set data_root in workflow/config.yaml (by hand: --data-root)"
 
@@ -74,15 +78,15 @@ class Source:
     kind: str
     files: tuple[Path, ...]
 
-    def stamp(self, root: Path) -> dict[str, Any]:
-        """Return path and kind, with the files' total size and latest modification time (ns)."""
+    def origin(self, root: Path) -> Origin:
+        """Return what a stamp says of it: path, kind, and the present state of the files."""
         states = [file.stat() for file in self.files]
-        return {
-            "file": self.path.relative_to(root).as_posix(),
-            "kind": self.kind,
-            "size": sum(state.st_size for state in states),
-            "modified": max(state.st_mtime_ns for state in states),
-        }
+        return Origin(
+            file=self.path.relative_to(root).as_posix(),
+            kind=self.kind,
+            size=sum(state.st_size for state in states),
+            modified=max(state.st_mtime_ns for state in states),
+        )
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,17 @@ class Decoded:
 
 
 def find_source(name: str, root: Path) -> Source | None:
-    """Return the best source in the data root: official files, then a folder, then a zip."""
+    """Return the best source in the data root: official files, then a folder, then a zip.
+
+    Raises
+    ------
+    UserError
+        If something is in its place that is neither a file nor a folder.
+    """
     known = SETS[name]
     for kind, names in ((ARCHIVE, known.archives), (EXTRACTED, known.extracted)):
         files = tuple(root / file for file in names)
-        if all(file.exists() for file in files):
+        if all(_is_present(file) for file in files):
             return Source(files[0] if len(files) == 1 else files[0].parent, kind, files)
     folder = root / name
     if any((folder / split).is_dir() for split in SPLITS):
@@ -122,9 +132,16 @@ def find_source(name: str, root: Path) -> Source | None:
         inner = (path for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir())
         return Source(folder, FOLDER, (folder, *inner))
     for path in (root / f"{name}-images.zip", root / f"{name}.zip"):
-        if path.is_file():
+        if _is_present(path):
             return Source(path, ZIP, (path,))
     return None
+
+
+def _is_present(path: Path) -> bool:
+    """Whether there is a file or a folder; a pipe in its place could be waited for forever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: neither a file nor a folder. Replace or delete it.")
+    return path.exists()
 
 
 def read_source(name: str, source: Source, root: Path, work: Path) -> Decoded:
@@ -146,12 +163,15 @@ def read_source(name: str, source: Source, root: Path, work: Path) -> Decoded:
     UserError
         If it is corrupt, incomplete or not that data set.
     """
+    if source.kind in (FOLDER, ZIP):
+        return _read_copy(name, source)
     if source.kind == ARCHIVE:
-        _extract(name, source, work)
-        return _read_official(name, work)
-    if source.kind == EXTRACTED:
-        return _read_extracted(name, source, root)
-    return _read_copy(name, source)
+        _verify(name, source)
+    if name == "mnist":
+        return _read_mnist(source)
+    if source.kind == ARCHIVE:
+        return _read_cifar_archive(name, source, work)
+    return _read_cifar(name, source.path, root)
 
 
 def download(name: str, root: Path, work: Path) -> None:
@@ -167,7 +187,7 @@ def download(name: str, root: Path, work: Path) -> None:
     socket.setdefaulttimeout(NETWORK_SECONDS)
     try:
         _loader(name)(work, download=True)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+    except Exception as error:  # of the network, the disk, or the archives
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{root}: holds no {name}, and the download failed ({reason}). Put there "
@@ -188,51 +208,83 @@ def _loader(name: str) -> Any:
     return getattr(torchvision.datasets, SETS[name].loader)
 
 
-def _extract(name: str, source: Source, work: Path) -> None:
-    from torchvision.datasets.utils import check_integrity, extract_archive
+def _verify(name: str, source: Source) -> None:
+    """Check the official archives before anything is read of them; CIFAR's are pickles."""
+    from torchvision.datasets.utils import check_integrity
 
     loader = _loader(name)
     checksums = [md5 for _, md5 in loader.resources] if name == "mnist" else [loader.tgz_md5]
-    for file, path, md5 in zip(SETS[name].archives, source.files, checksums, strict=True):
+    for path, md5 in zip(source.files, checksums, strict=True):
         if not check_integrity(path, md5):
             raise UserError(
                 f"{path}: corrupt or not the official archive (its MD5 is not {md5}). "
                 "Copy or download it again, or delete it."
             )
-        target = (work / file).parent
-        target.mkdir(parents=True, exist_ok=True)
-        extract_archive(path, target)
 
 
-def _read_official(name: str, root: Path, note: str = "") -> Decoded:
+def _read_cifar_archive(name: str, source: Source, work: Path) -> Decoded:
+    from torchvision.datasets.utils import extract_archive
+
+    extract_archive(source.path, work)
+    return _read_cifar(name, source.path, work)
+
+
+def _read_cifar(name: str, path: Path, root: Path) -> Decoded:
+    """Read extracted pickles under a root by torchvision, which verifies them first."""
     loader = _loader(name)
-    parts = [loader(root, train=train) for train in (True, False)]
-    images = np.concatenate([np.asarray(part.data) for part in parts])
-    labels = np.concatenate([np.asarray(part.targets, dtype=np.int64) for part in parts])
-    classes = tuple(text.split(" - ")[0] for text in parts[0].classes)  # MNIST: "0 - zero"
-    shaped = images.reshape(-1, *SETS[name].shape)
-    return Decoded(name, note, classes, np.ascontiguousarray(shaped), labels, len(parts[0].data))
-
-
-def _read_extracted(name: str, source: Source, root: Path) -> Decoded:
-    # torchvision verifies CIFAR's extracted files, but only the archives of MNIST.
-    note = f"from extracted files, {UNCHECKED}" if name == "mnist" else ""
     try:
-        decoded = _read_official(name, root, note)
-        whole = (decoded.train, len(decoded.images) - decoded.train) == SETS[name].counts
-    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError):
-        whole = False  # torchvision raises each of them on some garbage
-    if not whole:
-        raise UserError(
-            f"{source.path}: corrupt, or not the official {name}. "
-            "Extract or download it again, or delete it."
-        )
-    return decoded
+        parts = [loader(root, train=train) for train in (True, False)]
+    except (RuntimeError, OSError):
+        raise _not_official(path, name) from None
+    images = np.empty((sum(len(part.data) for part in parts), *SETS[name].shape), dtype=np.uint8)
+    np.concatenate([part.data for part in parts], out=images)  # else in torchvision's layout
+    labels = np.concatenate([np.array(part.targets, dtype=np.int64) for part in parts])
+    return Decoded(name, "", tuple(parts[0].classes), images, labels, len(parts[0].data))
+
+
+def _not_official(path: Path, name: str) -> UserError:
+    return UserError(
+        f"{path}: corrupt, or not the official {name}. Extract or download it again, or delete it."
+    )
+
+
+def _read_mnist(source: Source) -> Decoded:
+    """Read MNIST from its four files, compressed or not."""
+    known = SETS["mnist"]
+    height, width, _ = known.shape
+    pixels, digits = [], []
+    files = zip(known.counts, source.files[::2], source.files[1::2], strict=True)
+    for count, pixel_file, label_file in files:
+        pixels.append(_read_idx(pixel_file, (count, height, width)))
+        digits.append(_read_idx(label_file, (count,)))
+        if digits[-1].max() >= known.classes:
+            raise _not_official(label_file, "mnist")
+    # torchvision has checksums of the archives only.
+    note = "" if source.kind == ARCHIVE else f"from extracted files, {UNCHECKED}"
+    images = np.concatenate(pixels)[..., np.newaxis]
+    labels = np.concatenate(digits).astype(np.int64)
+    classes = tuple(str(digit) for digit in range(known.classes))
+    return Decoded("mnist", note, classes, images, labels, known.counts[0])
+
+
+def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read bytes in the IDX format; as their shape is known, nothing is believed of a header."""
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
+    size = len(header) + math.prod(shape)
+    with open_regular(path) as raw:
+        try:
+            with gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw as file:
+                content = file.read(size + 1)
+        except (OSError, EOFError, zlib.error):
+            content = b""
+    if len(content) != size or not content.startswith(header):
+        raise _not_official(path, "mnist")
+    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 
 
 def _read_copy(name: str, source: Source) -> Decoded:
     known = SETS[name]
-    found = read_class_folders(source.path, known.classes, known.shape)
+    found = read_class_folders(source.path, known.classes, known.shape, known.counts)
     formats = " and ".join(sorted(found.formats))
     marks = []
     note = f"from a folder of {formats} images, {UNCHECKED}"
