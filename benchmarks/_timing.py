@@ -31,6 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resnet_limits.problem import Problem
+
 Run = Callable[[], Sequence[Tensor]]
 
 
@@ -105,6 +107,16 @@ def difference(result: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
 def call(run: Run, times: int) -> list[list[Tensor]]:
     """Run a path so many times; return copies, since it may reuse its memory."""
     return [[tensor.detach().clone() for tensor in run()] for _ in range(times)]
+
+
+def training_step(problem: Problem) -> list[Tensor]:
+    """Train a problem by one step as `resnet_limits.train.fit` does; return its losses."""
+    problem.optimizer.zero_grad(set_to_none=True)
+    losses = problem.loss_and_grad()
+    problem.optimizer.step()
+    if problem.scheduler is not None:
+        problem.scheduler.step()
+    return list(losses.unbind())
 
 
 class Table:
@@ -184,6 +196,6 @@ class Table:
         print(
             f"{row['case']:20} {row['path']:20} {row['milliseconds']:9.2f}",
             f"{row['speedup']:8.2f} {spread:>15} {row['difference']:10.1e}",
-            *(f"{value:10.1f}" for value in extra.values()),
+            *(f"{value:10.4g}" for value in extra.values()),
             flush=True,
         )

@@ -1,10 +1,10 @@
 """One step of training a ResNet on images: this package's against a naive autograd loop.
 
-Ours is a step of `Classification`: images held as bytes, crops and flips as one tensor, channels
-last, bfloat16 where the processor computes with it, sorted time steps or none. The naive loop crops
-and flips float images one by one and applies the reference implementation in float32, contiguous.
-All start from the same weights and see the same batches; a step includes its batch and the
-optimizer.
+Ours is a step of sorted tau's `ResNetProblem`: images held as bytes, crops and flips as one tensor,
+channels last, bfloat16 where the processor computes with it, sorted time steps or none. The naive
+loop crops and flips float images one by one and applies the reference implementation in float32,
+contiguous. All start from the same weights and see the same batches; a step includes its batch and
+the optimizer.
 
     python benchmarks/resnet.py --network resnet20
 """
@@ -14,21 +14,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import _timing as timing
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from resnet_limits.classification import Classification
 from resnet_limits.data.batches import Draw
-from resnet_limits.data.images import Images
-from resnet_limits.models.resnet import NAMES, ResNet, network
-from resnet_limits.random import generator
-from resnet_limits.train import Context
+from resnet_limits.models.resnet import NAMES
+from resnet_limits.problem import Context
+from resnet_limits.settings import build
+from resnet_limits.studies.sorted_tau.problems import ResNetProblem
+from resnet_limits.studies.sorted_tau.settings import ResNetSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reference import resnet as reference
@@ -41,59 +40,40 @@ OURS = {
 }
 
 
-def settings_of(arguments: argparse.Namespace, method: str, precision: str) -> SimpleNamespace:
-    """Return the settings of a training run as in the paper, but for its length."""
-    return SimpleNamespace(
-        network=arguments.network,
-        method=method,
-        dataset=arguments.dataset,
-        train_images=0,
-        size=arguments.size,
-        batch=arguments.batch,
-        epochs=COMPARED + arguments.repeats,  # at least as many steps
-        learning_rate=0.1,
-        momentum=0.9,
-        weight_decay=1e-4,
-        schedule={"kind": "step", "milestones": [], "factor": 0.1},
-        augmentation={"pad": 4, "flip": True},
-        precision={"cpu": precision, "cuda": precision},
-        seed=0,
-    )
-
-
-class Ours:
-    """Training by this package."""
-
-    def __init__(self, settings: SimpleNamespace, root: Path) -> None:
-        def build(images: Images, _size: int) -> nn.Module:
-            channels, classes = images.train.images.shape[-1], len(images.classes)
-            weights = generator(0, "weights")
-            return network(settings.network, channels, classes, settings.method, weights)
-
-        self.problem = Classification(settings, Context(torch.device("cpu"), root), build)
-
-    def step(self) -> list[Tensor]:
-        """Train by one step; return the loss."""
-        loss = self.problem.step()
-        self.problem.optimizer.step()
-        assert self.problem.scheduler is not None
-        self.problem.scheduler.step()
-        return [loss]
+def training(arguments: argparse.Namespace, method: str, precision: str) -> ResNetProblem:
+    """Return training as in the paper, but for its length."""
+    settings = {
+        "network": arguments.network,
+        "method": method,
+        "dataset": arguments.dataset,
+        "train_images": 0,
+        "size": arguments.size,
+        "batch": arguments.batch,
+        "epochs": COMPARED + arguments.repeats,  # at least as many steps
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "schedule": {"kind": "step", "milestones": [], "factor": 0.1},
+        "augmentation": {"pad": 4, "flip": True},
+        "precision": {"cpu": precision, "cuda": precision},
+        "seed": 0,
+    }
+    context = Context(torch.device("cpu"), arguments.data_root)
+    return ResNetProblem(build(ResNetSettings, settings, "arguments"), context)
 
 
 class Naive:
-    """What `Ours` does in float32, by a naive autograd loop."""
+    """What a problem does in float32, by a naive autograd loop."""
 
-    def __init__(self, settings: SimpleNamespace, root: Path) -> None:
-        problem = Ours(settings, root).problem
-        self.settings, self.model = settings, cast(ResNet, problem.network)
+    def __init__(self, problem: ResNetProblem) -> None:
+        self.settings, self.model = problem.settings, problem.network
         self.model.to(memory_format=torch.contiguous_format)
         mean, std = (
             torch.tensor(values, dtype=torch.float32)[:, None, None]
             for values in (problem.images.mean, problem.images.std)
         )
         images = torch.as_tensor(problem.images.train.images).permute(0, 3, 1, 2) / 255
-        border = (settings.size - images.shape[-1]) // 2 + settings.augmentation["pad"]
+        border = (self.settings.size - images.shape[-1]) // 2 + self.settings.augmentation.pad
         # Normalized after padding with black, as in the package.
         self.images = ((F.pad(images, [border] * 4) - mean) / std).contiguous()
         self.labels = torch.as_tensor(problem.images.train.labels)
@@ -110,8 +90,9 @@ class Naive:
         return [loss.detach()]
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        pad, flip = self.settings.augmentation.pad, self.settings.augmentation.flip
         for epoch in range(self.settings.epochs):
-            draw = Draw.epoch(len(self.labels), self.settings.augmentation, 0, epoch)
+            draw = Draw.epoch(len(self.labels), pad, flip, seed=0, epoch=epoch)
             for first in range(0, len(self.labels), self.settings.batch):
                 yield self._batch(draw[first : first + self.settings.batch])
 
@@ -133,10 +114,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     arguments = timing.parse(parser)
 
-    naive = settings_of(arguments, "vanilla", "float32")
-    paths = {"naive loop": Naive(naive, arguments.data_root).step}
-    for name, path in OURS.items():
-        paths[name] = Ours(settings_of(arguments, *path), arguments.data_root).step
+    naive = Naive(training(arguments, "vanilla", "float32"))
+    paths: dict[str, timing.Run] = {"naive loop": naive.step}
+    for name, ours in OURS.items():
+        paths[name] = partial(timing.training_step, training(arguments, *ours))
     table = timing.Table(arguments, baseline="naive loop")
     times = table.add(f"{arguments.network}, {arguments.dataset}", paths, calls=COMPARED)
     table.save()

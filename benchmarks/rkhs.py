@@ -1,20 +1,18 @@
-"""Cost of training random-feature ResNets: the engine against a naive autograd loop.
+"""One training step of random-feature ResNets: the engine against a naive autograd loop.
 
-The engine advances all draws of the features together, the reference implementation runs draw
-after draw. Data, features, steps and precision are the same; both run in this process, in turn.
-Prints medians over repetitions, their ratio, and the largest relative difference of the losses.
+The engine advances all draws of the features together, the reference implementation draw after
+draw. Both have the same data, features and precision; the losses of the first steps are compared
+one by one.
 
     python benchmarks/rkhs.py --samples 32 --widths 16 64 256 1024
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
-import time
 from pathlib import Path
 
+import _timing as timing
 import torch
 from torch import Tensor
 
@@ -26,79 +24,71 @@ from resnet_limits.models.rkhs import FeatureResNet
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reference import rkhs as reference
 
-Pair = tuple[Tensor, Tensor]
+COMPARED = 20  # steps
 
 
-def train_together(
-    data: Pair, maps: Pair, frequencies: Tensor, depth: int, steps: int
-) -> tuple[Tensor, float]:
-    """Return the last losses of all draws, and the seconds that a step took."""
-    (x, y), (A, B) = data, maps
-    model = FeatureResNet(x[None], y[None], A, B, frequencies, depth)
-    optimizer = torch.optim.SGD([model.weights], lr=1.0)
-    start = time.perf_counter()
-    for _ in range(steps):
-        losses = model.loss_and_grad()
-        optimizer.step()
-    return losses, (time.perf_counter() - start) / steps
+class Together:
+    """All draws in one batch."""
+
+    def __init__(
+        self, x: Tensor, y: Tensor, A: Tensor, B: Tensor, frequencies: Tensor, depth: int
+    ) -> None:
+        self.model = FeatureResNet(x[None], y[None], A, B, frequencies, depth)
+        self.optimizer = torch.optim.SGD([self.model.weights], lr=1.0)
+
+    def step(self) -> list[Tensor]:
+        """Train every draw by one step; return their losses."""
+        losses = self.model.loss_and_grad()
+        self.optimizer.step()
+        return list(losses.unbind())
 
 
-def train_one_by_one(
-    data: Pair, maps: Pair, frequencies: Tensor, depth: int, steps: int
-) -> tuple[Tensor, float]:
-    """Do the same by autograd, draw after draw."""
-    losses, seconds = [], 0.0
-    states = len(maps[0])
-    for draw in frequencies:
-        weights = [torch.zeros(states, 2 * len(draw), requires_grad=True) for _ in range(depth)]
+class OneByOne:
+    """The same by autograd, draw after draw."""
+
+    def __init__(
+        self, x: Tensor, y: Tensor, A: Tensor, B: Tensor, frequencies: Tensor, depth: int
+    ) -> None:
+        self.data, self.depth = (x, y, A, B), depth
+        self.trainings = [self._start(draw) for draw in frequencies]
+
+    def _start(self, draw: Tensor) -> tuple[Tensor, list[Tensor], torch.optim.SGD]:
+        states, features = draw.shape[1], 2 * len(draw)
+        weights = [torch.zeros(states, features, requires_grad=True) for _ in range(self.depth)]
         # The gradient in L2([0, 1]) is depth times the plain one.
-        optimizer = torch.optim.SGD(weights, lr=float(depth))
-        start = time.perf_counter()
-        for _ in range(steps):
+        return draw, weights, torch.optim.SGD(weights, lr=float(self.depth))
+
+    def step(self) -> list[Tensor]:
+        """Train every draw by one step; return their losses."""
+        losses = []
+        for draw, weights, optimizer in self.trainings:
             optimizer.zero_grad()
-            loss = reference.losses(*data, *maps, draw, weights, depth)
+            loss = reference.losses(*self.data, draw, weights, self.depth)
             torch.autograd.backward(loss)
             optimizer.step()
-        seconds += time.perf_counter() - start
-        losses.append(loss.detach())
-    return torch.stack(losses), seconds / steps
+            losses.append(loss.detach())
+        return losses
 
 
 def main() -> None:
-    """Print one line for each width."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    """Print the table."""
+    parser = timing.parser(__doc__, repeats=100)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 64, 256, 1024])
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--depth", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-
+    arguments = timing.parse(parser)
     generator = torch.Generator().manual_seed(0)
-    points = jittered_grid(options.samples, 2, 2.5, 0.1, generator)
-    targets = standard_normal(options.samples, 2, generator)
-    data = points.float(), targets.float()
-    A, B = scaling_maps(1.0, 2, 2)
-    maps = A.float(), B.float()
-    print("samples  width  together ms  one by one ms  ratio  max difference")
-    for width in options.widths:
-        frequencies = Gaussian().frequencies((options.draws, width, 4), generator).float()
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(options.repeats):
-            ours, seconds = train_together(data, maps, frequencies, options.depth, options.steps)
-            times[0].append(seconds)
-            plain, seconds = train_one_by_one(data, maps, frequencies, options.depth, options.steps)
-            times[1].append(seconds)
-        fast, slow = (1e3 * statistics.median(taken) for taken in times)
-        difference = ((ours - plain) / plain).abs().max().item()
-        print(
-            f"{options.samples:7}  {width:5}  {fast:11.2f}  {slow:13.2f}  {slow / fast:5.1f}"
-            f"  {difference:.1e}",
-            flush=True,
-        )
+    x = jittered_grid(arguments.samples, 2, 2.5, 0.1, generator).float()
+    y = standard_normal(arguments.samples, 2, generator).float()
+    A, B = (linear.float() for linear in scaling_maps(1.0, 2, 2))
+    table = timing.Table(arguments, baseline="one by one")
+    for width in arguments.widths:
+        frequencies = Gaussian().frequencies((arguments.draws, width, 4), generator).float()
+        given = (x, y, A, B, frequencies, arguments.depth)
+        paths = {"one by one": OneByOne(*given).step, "together": Together(*given).step}
+        table.add(f"width {width}", paths, calls=COMPARED)
+    table.save()
 
 
 if __name__ == "__main__":

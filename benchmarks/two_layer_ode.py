@@ -10,16 +10,18 @@ by one.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import _timing as timing
 import torch
-from resnet_limits.studies.two_spirals.experiments import SpiralsProblem
 from torch import Tensor
 
+from resnet_limits.problem import Context
+from resnet_limits.settings import build
 from resnet_limits.spec import load_study
-from resnet_limits.train import Context
+from resnet_limits.studies.two_spirals.problems import SpiralsProblem
+from resnet_limits.studies.two_spirals.settings import SpiralsSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reference.two_layer_ode import TorchdynNetwork
@@ -53,19 +55,6 @@ class OneByOne:
         return losses
 
 
-class Together:
-    """The study's problem."""
-
-    def __init__(self, problem: SpiralsProblem) -> None:
-        self.problem = problem
-
-    def step(self) -> list[Tensor]:
-        """Train all networks by one step; return their losses."""
-        losses = self.problem.step()
-        self.problem.optimizer.step()
-        return list(losses.unbind())
-
-
 def main() -> None:
     """Print the table."""
     parser = timing.parser(__doc__, repeats=20)
@@ -75,9 +64,12 @@ def main() -> None:
     quiet = {"gram_n_max": 0, "boundary_n": [], "field": arguments.field}
     table = timing.Table(arguments, baseline="one by one")
     for sizes in [*([size] for size in settings["n_train"]), settings["n_train"]]:
-        grid = SimpleNamespace(**{**settings, **quiet, "n_train": sizes})
+        grid = build(SpiralsSettings, {**settings, **quiet, "n_train": sizes}, "rate")
         problem = SpiralsProblem(grid, Context(torch.device("cpu"), Path()))
-        paths = {"one by one": OneByOne(problem).step, "together": Together(problem).step}
+        paths: dict[str, timing.Run] = {
+            "one by one": OneByOne(problem).step,
+            "together": partial(timing.training_step, problem),
+        }
         case = "whole grid" if len(sizes) > 1 else f"{sizes[0]} samples"
         table.add(case, paths, calls=COMPARED)
     table.save()

@@ -70,6 +70,13 @@ def smoke_runs(study, folder, experiments=None, **changes):
     }
 
 
+def each_alone(runs):
+    """Yield runs as if each were the only one that has finished."""
+    for experiment, found in runs.items():
+        for run in found:
+            yield {experiment: [run]}
+
+
 class PlantedRun:
     """A finished run whose probes measured what is given."""
 

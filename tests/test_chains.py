@@ -161,6 +161,7 @@ def test_number_of_threads(backend, threads):
     assert_same(results, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_first_call_leaves_the_number_of_threads_alone(backend):
     code = f"""

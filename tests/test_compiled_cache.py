@@ -14,7 +14,7 @@ import pytest
 import resnet_limits
 from resnet_limits.models.engines import has_numba
 
-pytestmark = pytest.mark.skipif(not has_numba(), reason="no numba")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_numba(), reason="no numba")]
 
 # A product of matrices, whose arithmetic is in another file, simd.py.
 PRODUCT = """

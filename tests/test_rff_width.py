@@ -7,7 +7,14 @@ import pytest
 from resnet_limits.spec import load_study
 from resnet_limits.studies.rff_width import tables
 from resnet_limits.testing import assert_run_resumes
-from tests.studies import configuration, draw_figures, finished, make_tables, smoke_runs
+from tests.studies import (
+    configuration,
+    draw_figures,
+    each_alone,
+    finished,
+    make_tables,
+    smoke_runs,
+)
 
 STUDY = load_study("rff_width")
 EXPERIMENTS = ("width", "embedding", "guarantee")  # test_rff_images.py has the others
@@ -80,33 +87,39 @@ def test_convergence_is_recorded_at_its_step(tmp_path):
 # Tables and figures
 
 
-def test_tables_and_figures_of_all_runs(runs):
-    made = make_tables("rff_width", runs)
+@pytest.fixture(scope="module")
+def made(runs):
+    return make_tables("rff_width", runs)
+
+
+def test_every_table_names_its_data(made):
     assert set(made) == set(OWN_TABLES)
     for name, table in made.items():
         assert set(table["dataset"]) == {"jittered_grid"}, name
+
+
+def test_every_figure_is_drawn(made):
     drawn = draw_figures("rff_width", made)
     assert set(drawn) == {n for n, f in STUDY.figures.items() if set(f.tables) <= set(OWN_TABLES)}
     assert all(figure.axes for figure in drawn.values())
 
 
+@pytest.mark.slow
 def test_tables_and_figures_of_every_run_alone(runs):
-    for experiment, found in runs.items():
-        for run in found:
-            made = make_tables("rff_width", {experiment: [run]})
-            assert all("dataset" in table for table in made.values())
-            draw_figures("rff_width", made)
+    for alone in each_alone(runs):
+        some = make_tables("rff_width", alone)
+        assert all("dataset" in table for table in some.values())
+        draw_figures("rff_width", some)
 
 
-def test_bounds_hold_on_every_network(runs):
-    kept = tables.pl_kept(runs)
+def test_bounds_hold_on_every_network(made):
+    kept = made["pl_kept"]
     assert kept["kept"].all()
     assert kept.query("embedding == 'scaling' and size >= 16")["informative"].all()
-    assert tables.theorem(runs)["holds"].all()
+    assert made["theorem"]["holds"].all()
 
 
-def test_claims_select_by_columns_that_exist(runs):
-    made = make_tables("rff_width", runs)
+def test_claims_select_by_columns_that_exist(made):
     for claim in STUDY.claims:
         if claim.table in made:
             assert set(claim.select) <= set(made[claim.table].columns)

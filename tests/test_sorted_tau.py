@@ -18,6 +18,7 @@ from tests.studies import (
     PlantedRun,
     configuration,
     draw_figures,
+    each_alone,
     make_tables,
     smoke_runs,
     train,
@@ -162,11 +163,25 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path, experiment, run):
     assert_run_resumes(configuration("sorted_tau", experiment, run), tmp_path)
 
 
-def test_tables_and_figures_of_all_runs_and_of_every_run_alone(tmp_path):
-    runs = smoke_runs("sorted_tau", tmp_path)
-    alone = [{experiment: [run]} for experiment, found in runs.items() for run in found]
-    for some in (runs, *alone):
-        made = make_tables("sorted_tau", some)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return smoke_runs("sorted_tau", tmp_path_factory.mktemp("results"))
+
+
+def test_tables_and_figures_of_all_runs(runs):
+    made = make_tables("sorted_tau", runs)
+    assert {name for table in made.values() for name in table["dataset"].dropna()} == {
+        "digits",
+        "random_images",
+        "gaussian",
+    }
+    draw_figures("sorted_tau", made)
+
+
+@pytest.mark.slow
+def test_tables_and_figures_of_every_run_alone(runs):
+    for alone in each_alone(runs):
+        made = make_tables("sorted_tau", alone)
         assert all("dataset" in table for table in made.values())
         draw_figures("sorted_tau", made)
 

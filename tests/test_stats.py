@@ -238,6 +238,7 @@ def planted(midpoint, steepness, draws, seed=0):
     return pd.DataFrame({"width": widths, "converged": source.random(len(widths)) < share})
 
 
+@pytest.mark.slow
 def test_a_planted_threshold_is_recovered_with_its_interval():
     covered = 0
     for seed in range(40):

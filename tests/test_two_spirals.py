@@ -13,13 +13,13 @@ from tests.studies import (
     PlantedRun,
     configuration,
     draw_figures,
+    each_alone,
     make_tables,
     problem,
     smoke_runs,
 )
 
 STUDY = load_study("two_spirals")
-RUNS = [(config.key.experiment, config.key.run) for config in STUDY.runs("smoke")]
 SIZES = np.array([32, 128, 512, 2048])
 N_TEST = 2**20  # planted errors are whole numbers of test points
 STEPS, PROBES = 1000, 40
@@ -61,12 +61,12 @@ def test_tables_and_figures_of_all_runs(runs):
     assert set(draw_figures("two_spirals", made)) == set(STUDY.figures)
 
 
-@pytest.mark.parametrize(("experiment", "run"), RUNS)
-def test_tables_and_figures_of_every_run_alone(runs, experiment, run):
-    alone = [other for other in runs[experiment] if other.folder.name == run]
-    made = make_tables("two_spirals", {experiment: alone})
-    assert all("dataset" in table for table in made.values())
-    draw_figures("two_spirals", made)
+@pytest.mark.slow
+def test_tables_and_figures_of_every_run_alone(runs):
+    for alone in each_alone(runs):
+        made = make_tables("two_spirals", alone)
+        assert all("dataset" in table for table in made.values())
+        draw_figures("two_spirals", made)
 
 
 def test_a_run_that_ended_early_keeps_its_last_row():

@@ -17,12 +17,18 @@ from resnet_limits.studies.weight_smoothness import problems, tables
 from resnet_limits.testing import assert_run_resumes
 from tests import studies
 from tests.reference import chains as reference
-from tests.studies import configuration, draw_figures, make_tables, smoke_runs, train
+from tests.studies import (
+    configuration,
+    draw_figures,
+    each_alone,
+    make_tables,
+    smoke_runs,
+    train,
+)
 
 STUDY = load_study("weight_smoothness")
 SHORT = {"long_time": {"steps": 40, "times": [0, 5, 40]}, "relu_counterexample": {"steps": 60}}
 EXPERIMENTS = [name for name in STUDY.experiments if name != "cifar"]  # in a file of its own
-RUNS = [(name, run) for name in EXPERIMENTS for run in STUDY.experiment(name, "smoke").runs()]
 
 
 def short(experiment, run, **changes):
@@ -58,12 +64,12 @@ def test_tables_and_figures_of_all_runs(trained):
     draw_figures("weight_smoothness", made)
 
 
-@pytest.mark.parametrize(("experiment", "run"), RUNS)
-def test_tables_and_figures_of_every_run_alone(trained, experiment, run):
-    alone = [other for other in trained[experiment] if other.folder.name == run]
-    made = make_tables("weight_smoothness", {experiment: alone})
-    assert all("dataset" in table for table in made.values())
-    draw_figures("weight_smoothness", made)
+@pytest.mark.slow
+def test_tables_and_figures_of_every_run_alone(trained):
+    for alone in each_alone(trained):
+        made = make_tables("weight_smoothness", alone)
+        assert all("dataset" in table for table in made.values())
+        draw_figures("weight_smoothness", made)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -10,7 +10,14 @@ from resnet_limits.claims import VERDICTS, judge
 from resnet_limits.spec import load_study
 from resnet_limits.studies.weight_smoothness import image_tables
 from resnet_limits.testing import assert_run_resumes
-from tests.studies import PlantedRun, configuration, draw_figures, make_tables, smoke_runs
+from tests.studies import (
+    PlantedRun,
+    configuration,
+    draw_figures,
+    each_alone,
+    make_tables,
+    smoke_runs,
+)
 
 STUDY = load_study("weight_smoothness")
 
@@ -25,12 +32,19 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path):
     assert_run_resumes(config, tmp_path)
 
 
-def test_tables_and_figures_of_all_runs_and_of_every_run_alone(runs):
-    for some in (runs["cifar"], *([run] for run in runs["cifar"])):
-        made = make_tables("weight_smoothness", {"cifar": some})
-        for table in made.values():
-            assert set(table["dataset"]) == {"digits"}
-            assert not table.duplicated().any()
+def test_tables_and_figures_of_all_runs(runs):
+    made = make_tables("weight_smoothness", runs)
+    for table in made.values():
+        assert set(table["dataset"]) == {"digits"}
+        assert not table.duplicated().any()
+    draw_figures("weight_smoothness", made)
+
+
+@pytest.mark.slow
+def test_tables_and_figures_of_every_run_alone(runs):
+    for alone in each_alone(runs):
+        made = make_tables("weight_smoothness", alone)
+        assert all("dataset" in table for table in made.values())
         draw_figures("weight_smoothness", made)
 
 
