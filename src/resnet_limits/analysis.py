@@ -1,4 +1,4 @@
-"""Runs to tidy tables, tidy tables to figures."""
+"""Runs to tidy tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 import pandas as pd
 
-from resnet_limits.archive import archived_runs, read_manifest
+from resnet_limits.archive import archived_runs
 from resnet_limits.errors import UserError, require_known
 from resnet_limits.files import hash_bytes, hash_file, write_atomic, write_table
 from resnet_limits.layout import RECORDED, Layout
@@ -49,34 +49,6 @@ def finished_runs(spec: Study, experiment: str, scale: str, layout: Layout) -> l
         for config in configs
         if layout.record(config.key).exists()
     ]
-
-
-def draw_figure(study: str, figure: str, scale: str, layout: Layout) -> None:
-    """Draw one of a study's figures from its tables, as PNG and PDF."""
-    from resnet_limits import style  # matplotlib takes a second that tables need not wait for
-
-    spec = load_study(study)
-    require_known(figure, spec.figures, f"{study}: figure")
-    names = spec.figures[figure].tables
-    tables = {name: read_table(study, name, scale, layout) for name in names}
-    paths = [layout.table(scale, study, name) for name in names]
-    with style.applied():
-        plot = spec.load("plots", figure)
-        drawn = style.not_run() if all(t.empty for t in tables.values()) else plot(tables)
-        target = layout.figure(scale, study, figure).with_suffix("")
-        style.save(drawn, target, tables, paths, scale_label(spec, figure, scale, layout))
-
-
-def scale_label(spec: Study, figure: str, scale: str, layout: Layout) -> str:
-    """Return the scale, and of recorded runs the scales that they were trained at."""
-    if scale != RECORDED:
-        return scale
-    kept = read_manifest(spec.name, layout).experiments
-    names = [
-        name for table in spec.figures[figure].tables for name in spec.tables[table].experiments
-    ]
-    scales = sorted({kept[name].scale for name in names if name in kept})
-    return f"{', '.join(scales)} (recorded)"
 
 
 def read_table(study: str, table: str, scale: str, layout: Layout) -> pd.DataFrame:

@@ -70,7 +70,7 @@ def _table(options: argparse.Namespace) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from resnet_limits.analysis import draw_figure
+    from resnet_limits.drawing import draw_figure
 
     draw_figure(options.study, options.figure, options.scale, _layout(options))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from resnet_limits.settings import Model
 
@@ -171,6 +171,11 @@ class ClaimsFile(Model):
     claims: list[Claim]
 
 
+def _as_bool(value: object) -> object:
+    """Take the word for the value: Snakemake's command line knows no YAML."""
+    return {"true": True, "false": False}.get(str(value).lower(), value)
+
+
 class Configuration(Model):
     """workflow/config.yaml and what the command line overrides in it."""
 
@@ -182,7 +187,7 @@ class Configuration(Model):
     )
     data_root: str = Field(min_length=1, description="the folder that holds the data sets")
     device: Literal["auto", "cpu", "cuda"] = Field(description="where training runs")
-    finished_only: bool = Field(
+    finished_only: Annotated[bool, BeforeValidator(_as_bool)] = Field(
         description="whether tables, figures and verdicts take the runs that have finished, and "
         "nothing is trained"
     )

@@ -1,12 +1,12 @@
 """My study: known answers, and runs that resume with the same bits."""
 
 import torch
-from resnet_limits.studies.my_study.problems import MyStudyProblem
-from resnet_limits.testing import assert_resumes
 
 from resnet_limits.layout import RunKey
 from resnet_limits.problem import Context
 from resnet_limits.spec import load_study
+from resnet_limits.studies.my_study.problems import MyStudyProblem
+from resnet_limits.testing import assert_resumes
 
 RUN = load_study("my_study").run(RunKey("smoke", "my_study", "descent", "curvature0.1"))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 import torch
-from resnet_limits.studies.my_study.settings import MyStudySettings
 from torch import Tensor
 
 from resnet_limits.probes import evenly_spaced, member_rows
 from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
+from resnet_limits.studies.my_study.settings import MyStudySettings
 
 
 class MyStudyProblem(Problem):
