@@ -393,15 +393,16 @@ def fieller(ratio: Any, variance: Any, freedom: int, confidence: float = CONFIDE
 
 
 def noncentral(ratio: Any, variance: Any, freedom: int, confidence: float = CONFIDENCE) -> Ends:
-    """Return the same with the interval of the noncentral t distribution.
+    """Return the same where ``variance`` is known, as of a difference of means of equal spread.
 
-    It is exact where ``variance`` is known, as of a difference of means of equal spread.
+    Then the ratio has a noncentral t distribution, whose interval is that of its normal
+    approximation (Johnson and Welch).
     """
-    from scipy.special import nctdtrinc
+    from scipy import stats as scipy_stats
 
-    error, tail = np.sqrt(variance), (1 - confidence) / 2
-    low, high = (error * nctdtrinc(freedom, share, ratio / error) for share in (1 - tail, tail))
-    return ratio, low, high
+    center = ratio * (1 - 1 / (4 * freedom))
+    half = np.sqrt(variance + ratio**2 / (2 * freedom)) * scipy_stats.norm.ppf((1 + confidence) / 2)
+    return ratio, center - half, center + half
 
 
 def mean(
