@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -25,6 +26,7 @@ from resnet_limits.claims import (
 )
 from resnet_limits.errors import UserError
 from resnet_limits.layout import Layout
+from resnet_limits.report import Section, claims_table, multiplicity
 from resnet_limits.settings import build, to_json
 from resnet_limits.spec import load_study
 from resnet_limits.stats import TESTS, Estimate
@@ -330,6 +332,28 @@ def test_holms_correction_is_a_column():
     # Of four: 0.001 < 0.05/4, but 0.02 > 0.05/3, and whatever follows falls with it.
     assert found == ["inconclusive", "reproduced", "inconclusive", "inconclusive", "", ""]
     assert holm([verdict(0.02), verdict(0.025)]) == ["reproduced", "reproduced"]
+
+
+def test_the_report_counts_what_chance_would_decide():
+    many = [verdict(0.001) for _ in range(39)] + [verdict(0.04), verdict(0.001, kind="check")]
+    exact = replace(verdict(None, interval=None), exact=True)
+    untested = verdict(None, "not tested", interval=None)
+    assert multiplicity([*many, exact, untested]) == {
+        "judged": 41,
+        "exact": 1,
+        "tested": 40,
+        "by_chance": pytest.approx(2.0),
+        "lost": [],
+    }
+    assert multiplicity([verdict(0.03), verdict(0.04)])["lost"] == ["c", "c"]
+
+
+def test_the_table_of_claims_has_all_numbers():
+    study = load_study("two_spirals")
+    found = replace(verdict(0.01), bound_range=(None, 2.0), power=0.9, needed_n="7")
+    row = claims_table([Section(study, [found], {}, {}, [], [])]).iloc[0]
+    assert (row["holm"], row["bound_high"], row["power"]) == ("reproduced", 2.0, 0.9)
+    assert (row["low"], row["high"], row["needed_n"], row["study"]) == (0, 1, "7", "two_spirals")
 
 
 def test_the_p_value_is_that_of_students_test():
