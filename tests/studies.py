@@ -73,6 +73,8 @@ def smoke_runs(study, folder, experiments=None, **changes):
 class PlantedRun:
     """A finished run whose probes measured what is given."""
 
+    protocol = ("paper", "")
+
     def __init__(self, settings, diverged=(), **measured):
         self.settings = settings
         self.record = SimpleNamespace(
