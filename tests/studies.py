@@ -80,6 +80,8 @@ def each_alone(runs):
 class PlantedRun:
     """A finished run whose probes measured what is given."""
 
+    protocol = ("paper", "")
+
     def __init__(self, settings, diverged=(), **measured):
         self.settings = settings
         self.record = SimpleNamespace(

@@ -23,6 +23,7 @@ SETTINGS = {
     "size": 10,
     "batch": 64,
     "epochs": 2,
+    "stop_after": 0,
     "learning_rate": 0.05,
     "momentum": 0.9,
     "weight_decay": 1e-3,
@@ -185,6 +186,14 @@ def test_cosine_schedule_goes_to_zero():
     found = rates(problem(schedule={"kind": "cosine"}))
     wanted = [0.05 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
     assert found == pytest.approx(wanted)
+
+
+def test_a_run_that_stops_early_is_the_start_of_a_whole_one():
+    runs = [problem(schedule={"kind": "cosine"}, stop_after=stop) for stop in (0, 1)]
+    rate = [rates(run) for run in runs]
+    assert rate[1] == rate[0][: len(rate[1])]
+    assert len(rate[0]) == 2 * len(rate[1])
+    assert [run.epoch_ends for run in runs] == [[0, 4, 8], [0, 4]]
 
 
 def test_weight_decay_spares_what_the_network_lists():

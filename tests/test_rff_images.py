@@ -175,6 +175,5 @@ def test_claims_of_planted_results():
     assert set(verdicts(planted(seeds=1)).values()) == {"inconclusive"}
     digits = planted().assign(dataset="digits")
     assert set(verdicts(digits, "quick").values()) == {"not tested"}
-    laptop = verdicts(planted(), "laptop")
-    assert laptop["mnist_fits"] == laptop["mnist_generalizes"] == "not tested"
-    assert laptop["mnist_generalizes_pretrained"] == "reproduced"
+    short = planted().assign(protocol="reduced", departures="epochs 4")
+    assert set(verdicts(short, "laptop").values()) == {"not tested"}

@@ -10,7 +10,14 @@ import pytest
 
 from resnet_limits.errors import UserError
 from resnet_limits.layout import RunKey
-from resnet_limits.runs import collect, difference, read_record, read_run, write_record
+from resnet_limits.runs import (
+    collect,
+    difference,
+    read_record,
+    read_run,
+    with_protocol,
+    write_record,
+)
 from resnet_limits.spec import load_study
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -61,7 +68,8 @@ def test_a_run_knows_what_it_measured(folder):
     assert not run.has("gram")
     with pytest.raises(UserError, match=r"gram.csv: missing"):
         run.measurements("gram")
-    assert collect([run], ["depth"], "gram").columns.tolist() == ["depth", "diverged", "dataset"]
+    marks = ["diverged", "dataset", "protocol"]
+    assert collect([run], ["depth"], "gram").columns.tolist() == ["depth", *marks]
 
 
 def test_diverged_members_are_marked_in_tables(folder):
@@ -69,6 +77,7 @@ def test_diverged_members_are_marked_in_tables(folder):
     assert table["diverged"].tolist() == [False, True]
     assert table["field"].unique() == ["constant"]
     assert table["dataset"].unique() == ["toy"]
+    assert table["protocol"].unique() == ["reduced"]  # the scale smoke shortens training
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, -2])
@@ -170,3 +179,13 @@ def test_what_json_cannot_hold_leaves_no_record(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_record(tmp_path, broken, {"metrics": METRICS})
     assert not (tmp_path / "record.json").exists()
+
+
+def test_a_table_without_protocols_is_of_the_farthest_one(folder):
+    runs = {"rate": [read_run(folder, CONFIG)], "depth": []}
+    assert runs["rate"][0].protocol[0] == "reduced"
+    lost = with_protocol(pd.DataFrame({"a": [1, 2]}), runs)
+    assert lost["protocol"].tolist() == ["reduced"] * 2
+    assert lost["departures"].str.contains("steps 30").all()
+    kept = with_protocol(pd.DataFrame({"a": [1], "protocol": ["reduced"]}), runs)
+    assert kept["departures"].tolist() == lost["departures"].tolist()[:1]

@@ -193,6 +193,11 @@ MISTAKES = {
         replaced(schedule=STEP | {"milestones": [1, 2]}),
         ["schedule.milestones: 2 is at or after the end of training (epochs: 2)", "leave it out"],
     ),
+    "a stop after the last epoch": (
+        ResNetSettings,
+        replaced(stop_after=3),
+        ["stop_after: 3 is after the end of training (epochs: 2)", "0 for all"],
+    ),
     "milestones out of order": (
         ResNetSettings,
         replaced(epochs=9, schedule=STEP | {"milestones": [3, 2]}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from resnet_limits.layout import RunKey
 from resnet_limits.settings import build
 from resnet_limits.settings_table import with_generated_part
 from resnet_limits.spec import STUDIES, Study, load_study, run_id, study_names
-from resnet_limits.stats import TESTS
+from resnet_limits.stats import TESTS, parameters
 from resnet_limits.study_files import ARGUMENTS, TRAINED_SCALES, Configuration
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -199,6 +198,39 @@ CLAIMS = {
         lambda c: c.update(bound={"above": 2, "below": 1}),
         ["bound", "above 2 is not less than below 1"],
     ),
+    "bound of nobody": (
+        lambda c: c.update(bound={"above": 1, "source": "mine"}),
+        ["bound.source", "mine"],
+    ),
+    "exact with an interval": (
+        lambda c: c.update(exact=True),
+        ["exact", "the test value"],
+    ),
+    "replicates of a regression": (
+        lambda c: c.update(replicate="seed"),
+        ["replicate", "is for equivalence, mean"],
+    ),
+    "slopes of no replicate": (
+        lambda c: c.update(test="slope", arguments={"x": "n", "y": "e", "per": "replicate"}),
+        ["replicate", "both or neither"],
+    ),
+    "no published runs": (
+        lambda c: c.update(test="equivalence", arguments={"value": "test_error"}),
+        ["reference", "needs one"],
+    ),
+    "effect of nobody": (lambda c: c.update(effect=-1.0), ["effect_source", "is missing"]),
+    "effect outside the bound": (
+        lambda c: c.update(effect=1.0, effect_source="Table 1"),
+        ["effect", "within the bound"],
+    ),
+    "unknown file of published runs": (
+        lambda c: c.update(
+            test="equivalence",
+            arguments={"value": "test_error"},
+            reference={"file": "no.csv", "select": {}, "mean": "m", "sd": "s", "n": "n"},
+        ),
+        ["reference.file: no.csv", "put it there"],
+    ),
     "bound as text": (lambda c: c.update(bound={"above": "1e-3"}), ["bound.above", "write 0.001"]),
     "no observations": (lambda c: c.update(least_n=0), ["least_n: 0", "at least 1"]),
 }
@@ -225,7 +257,7 @@ def test_what_is_no_study_is_named(tmp_path, text):
 
 
 def test_the_arguments_of_every_test_are_known():
-    found = {name: tuple(inspect.signature(test).parameters)[1:] for name, test in TESTS.items()}
+    found = {name: parameters(name) for name in TESTS}
     assert found == ARGUMENTS
 
 

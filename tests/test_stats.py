@@ -114,11 +114,11 @@ def test_paired_difference_needs_both_levels():
         stats.paired_difference(rows, "error", "method", "new", "old", ["seed"])
 
 
-def test_proportion_is_wilsons():
+def test_proportion_is_clopper_and_pearsons():
     rows = pd.DataFrame({"ok": [True] * 8 + [False] * 2, "n": [1] * 5 + [2] * 5})
     estimate = stats.proportion(rows, "ok", by="n")
     assert estimate.value == 0.8
-    assert (estimate.low, estimate.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert (estimate.low, estimate.high) == pytest.approx((0.4439, 0.9748), abs=1e-4)
     assert estimate.note == "by n: 1: 5/5, 2: 3/5"
 
 
@@ -263,6 +263,156 @@ def test_no_threshold_without_both_outcomes():
 
 
 def test_parameters_are_what_a_claim_may_give_as_arguments():
-    assert stats.parameters("mean") == ["value"]
-    assert stats.parameters("slope") == ["x", "y", "log", "mean_over"]
-    assert all("rows" not in stats.parameters(test) for test in stats.TESTS)
+    assert stats.parameters("mean") == ("value",)
+    assert stats.parameters("slope") == ("x", "y", "log", "mean_over", "per")
+    assert not any(set(stats.GIVEN) & set(stats.parameters(test)) for test in stats.TESTS)
+
+
+# Replicates
+
+
+def replicated(seeds=6, rows=20, slope=-0.7, spread=0.1, seed=0):
+    """Seeds whose slopes differ, and rows of one seed that do not."""
+    random = np.random.default_rng(seed)
+    x = np.tile(np.geomspace(1, 100, rows), seeds)
+    exponent = np.repeat(slope + spread * random.normal(size=seeds), rows)
+    return pd.DataFrame({"seed": np.repeat(range(seeds), rows), "x": x, "y": 2 * x**exponent})
+
+
+def test_rows_of_a_replicate_are_averaged_first():
+    rows = replicated()
+    means = rows.groupby("seed")["y"].mean()
+    estimate = stats.mean(rows, "y", replicate=["seed"])
+    assert estimate.n == 6
+    assert estimate == stats.mean(means.to_frame(), "y")
+    assert stats.mean(rows, "y").n == 120
+
+
+def test_replicates_can_be_told_apart_by_several_columns():
+    rows = replicated().assign(half=lambda rows: rows.groupby("seed").cumcount() < 10)
+    assert stats.mean(rows, "y", replicate=["seed", "half"]).n == 12
+
+
+def test_slopes_per_replicate_have_students_interval():
+    rows = replicated()
+    slopes = [stats.slope(group, "x", "y").value for _, group in rows.groupby("seed")]
+    estimate = stats.slope(rows, "x", "y", per="replicate", replicate=["seed"])
+    by_hand = stats.mean(pd.DataFrame({"slope": slopes}), "slope")
+    assert estimate.n == 6
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx(
+        (by_hand.value, by_hand.low, by_hand.high)
+    )
+
+
+def test_a_slope_per_replicate_needs_two_points_of_each():
+    rows = pd.DataFrame({"seed": [0, 0, 1, 1], "x": [1, 2, 3, 3], "y": [1.0, 2.0, 3.0, 4.0]})
+    with pytest.raises(stats.TooFewError, match="two points"):
+        stats.slope(rows, "x", "y", per="replicate", replicate=["seed"])
+
+
+def test_a_share_of_replicates_that_hold_or_do_not_counts_replicates():
+    rows = pd.DataFrame({"seed": np.repeat(range(10), 5), "ok": np.repeat([1] * 8 + [0] * 2, 5)})
+    whole = stats.proportion(rows, "ok", replicate=["seed"])
+    assert whole.n == 10
+    assert (whole.low, whole.high) == pytest.approx((0.4439, 0.9748), abs=1e-4)
+    assert stats.proportion(rows, "ok").high < whole.high
+
+
+def test_pairs_are_averaged_within_a_replicate():
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        [
+            {"seed": seed, "layers": layers, "model": model, "error": random.normal()}
+            for seed in range(4)
+            for layers in (5, 10)
+            for model in ("a", "b")
+        ]
+    )
+    told = {"value": "error", "by": "model", "treatment": "a", "baseline": "b"}
+    estimate = stats.paired_difference(rows, **told, pair=["seed", "layers"], replicate=["seed"])
+    assert estimate.n == 4
+    means = rows.groupby(["seed", "model"], as_index=False)["error"].mean()
+    by_hand = stats.paired_difference(means, **told, pair=["seed"])
+    assert (estimate.value, estimate.low) == pytest.approx((by_hand.value, by_hand.low))
+
+
+# Closed forms, limits and published runs
+
+
+def test_the_closed_form_of_a_line_is_statsmodels():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=9), random.normal(size=(5, 9))
+    slope, low, high = stats.line_ends(x, y, 0.9)
+    for row in range(5):
+        line = stats.fit_line(x, y[row], 0.9).slope
+        assert (slope[row], low[row], high[row]) == pytest.approx((line.value, line.low, line.high))
+
+
+@pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        ("mean", {"value": "y"}),
+        ("slope", {"x": "x", "y": "y"}),
+        ("trend", {"x": "x", "y": "y"}),
+        ("proportion", {"holds": "ok"}),
+        ("binomial_slope", {"x": "x", "failures": "wrong", "trials": "trials"}),
+    ],
+)
+def test_a_lower_confidence_narrows_the_interval(test, told):
+    random = np.random.default_rng(0)
+    rows = replicated(3, 8).assign(ok=random.random(24) < 0.5, trials=50)
+    rows["y"] *= np.exp(0.1 * random.normal(size=24))
+    rows["wrong"] = random.binomial(50, 0.5 * rows["x"].astype(float) ** -0.3)
+    wide, narrow = (stats.TESTS[test](rows, **told, confidence=c) for c in (0.95, 0.9))
+    assert wide.value == narrow.value
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_exact_values_are_one_number():
+    rows = pd.DataFrame({"v": [1.0, 3.0, 2.0]})
+    largest = stats.value(rows, "v", "max")
+    assert (largest.value, largest.low, largest.high) == (3.0, 3.0, 3.0)
+    assert stats.value(rows, "v", "min").value == 1.0
+    assert stats.value(rows[1:2], "v").value == 3.0
+    with pytest.raises(UserError, match="3 rows"):
+        stats.value(rows, "v")
+
+
+def test_equivalence_is_welchs():
+    from scipy.stats import ttest_ind_from_stats
+
+    ours = pd.DataFrame({"v": [1.0, 1.4, 1.9]})
+    # Theirs vary far less than ours, so that Welch's interval is the wider one.
+    reference = stats.Summary(mean=1.2, sd=0.03, n=20, least=0.9, largest=1.5)
+    estimate = stats.equivalence(ours, "v", reference=reference)
+    values = ours["v"]
+    welch = ttest_ind_from_stats(values.mean(), values.std(), 3, 1.2, 0.03, 20, equal_var=False)
+    # The interval ends at 0 exactly at the p-value's confidence.
+    edge = stats.equivalence(ours, "v", reference=reference, confidence=1 - welch.pvalue)
+    assert estimate.value == pytest.approx(values.mean() - 1.2)
+    assert edge.low == pytest.approx(0, abs=1e-9)
+    assert "not all within theirs, 0.9 to 1.5" in estimate.note
+
+
+def test_one_run_is_compared_by_the_published_spread():
+    reference = stats.Summary(mean=1.0, sd=0.1, n=10, least=0.8, largest=1.2)
+    one = stats.equivalence(pd.DataFrame({"v": [1.05]}), "v", reference=reference)
+    half = 2.262157 * 0.1 * math.sqrt(1 + 1 / 10)
+    assert (one.low, one.high) == pytest.approx((0.05 - half, 0.05 + half), abs=1e-6)
+    assert one.note.startswith("our runs, 1.05 to 1.05, are within theirs")
+    scaled = stats.equivalence(pd.DataFrame({"v": [1.05]}), "v", "pooled_sd", reference=reference)
+    assert scaled.value == pytest.approx(0.5)
+
+
+def test_a_unit_of_few_observations_has_no_finite_interval():
+    ratio, low, high = stats.fieller(np.array(1.0), 0.1, 2)
+    assert (ratio, low, high) == (1.0, -np.inf, np.inf)
+
+
+def test_a_noncentral_interval_ends_where_the_distribution_says():
+    from scipy.stats import nct
+
+    ratio, low, high = stats.noncentral(0.8, 0.2, 20, 0.9)
+    error = math.sqrt(0.2)
+    assert nct.sf(ratio / error, 20, low / error) == pytest.approx(0.05, abs=0.003)
+    assert nct.cdf(ratio / error, 20, high / error) == pytest.approx(0.05, abs=0.003)

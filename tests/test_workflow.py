@@ -195,6 +195,7 @@ def test_a_mixture_of_scales_is_refused(archived):
 EDITS = {
     "stats.py": ({"table", "plot", "judge"}, {"two_spirals", "sorted_tau"}),
     "claims.py": ({"judge"}, {"two_spirals", "sorted_tau"}),
+    "power.py": ({"judge"}, {"two_spirals", "sorted_tau"}),
     "style.py": ({"plot"}, {"two_spirals", "sorted_tau"}),
     "studies/sorted_tau/paper_table1.csv": ({"table", "plot", "judge"}, {"sorted_tau"}),
     "studies/two_spirals/claims.yaml": ({"judge"}, {"two_spirals"}),

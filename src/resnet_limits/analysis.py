@@ -10,7 +10,7 @@ from resnet_limits.archive import archived_runs
 from resnet_limits.errors import UserError, require_known
 from resnet_limits.files import hash_bytes, hash_file, write_atomic, write_table
 from resnet_limits.layout import RECORDED, Layout
-from resnet_limits.runs import Run, read_run
+from resnet_limits.runs import Run, read_run, with_protocol
 from resnet_limits.spec import Study, load_study
 
 
@@ -32,7 +32,7 @@ def make_table(study: str, table: str, scale: str, layout: Layout) -> None:
     }
     frame = pd.DataFrame(columns=["dataset"])
     if any(runs.values()):
-        frame = spec.load("tables", table)(runs)
+        frame = with_protocol(spec.load("tables", table)(runs), runs)
     path = layout.table(scale, study, table)
     write_table(path, frame)
     write_atomic(layout.table_digest(scale, study, table), f"{hash_file(path)}  {path.name}\n")

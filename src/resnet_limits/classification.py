@@ -45,6 +45,9 @@ class Classification(Problem):
         The data set.
     epoch_ends
         Numbers of steps after which epochs 0, 1, ... have ended; epoch 0 is the start.
+    steps, scheduled_steps
+        Number of steps that are trained, and that the schedule of the learning rate is for;
+        fewer are trained where the settings stop after some of the epochs.
 
     Raises
     ------
@@ -105,7 +108,8 @@ class Classification(Problem):
         self.test_batches = self._batches(images.test, 0)
         self.data = describe(images, len(chosen.labels))
         self.steps_per_epoch = -(-len(chosen.labels) // settings.batch)
-        self.steps = (self.warm_up + settings.epochs) * self.steps_per_epoch
+        self.scheduled_steps = (self.warm_up + settings.epochs) * self.steps_per_epoch
+        self.steps = (self.warm_up + settings.last_epoch) * self.steps_per_epoch
         self.epoch_ends = list(range(0, self.steps + 1, self.steps_per_epoch))
         self.milestones = self.epoch_ends[1:]
 
@@ -138,7 +142,7 @@ class Classification(Problem):
         """Return the settings' schedule, in steps: at milestones by a factor, or cosine to 0."""
         schedule = self.settings.schedule
         if schedule.kind == "cosine":
-            return lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
+            return lr_scheduler.CosineAnnealingLR(self.optimizer, self.scheduled_steps)
         epochs = [self.warm_up + epoch for epoch in schedule.milestones]
         milestones = [epoch * self.steps_per_epoch for epoch in epochs]
         return lr_scheduler.MultiStepLR(self.optimizer, milestones, schedule.factor)

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from resnet_limits.settings import Distinct, Mistake, Settings
+from resnet_limits.settings import Distinct, Incidental, Mistake, Settings, Truncates
 
 PIXELS = {"digits": 8, "mnist": 28, "cifar10": 32, "cifar100": 32}  # a side of the images
 Type = Literal["auto", "float32", "bfloat16"]
@@ -86,6 +86,9 @@ class ClassificationSettings(Settings):
     )
     batch: PositiveInt = Field(description="images per mini-batch")
     epochs: PositiveInt = Field(description="passes over the training images")
+    stop_after: Annotated[NonNegativeInt, Truncates()] = Field(
+        description="epochs after which training stops, with the schedule of all of them; 0 for all"
+    )
     learning_rate: PositiveFloat = Field(description="initial learning rate")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="momentum of SGD")
     weight_decay: NonNegativeFloat = Field(
@@ -101,7 +104,14 @@ class ClassificationSettings(Settings):
         description="type of convolutions by device; auto is bfloat16 where the processor "
         "computes with it, float32 elsewhere"
     )
-    seed: NonNegativeInt = Field(description="seed of weights, order and augmentation")
+    seed: Annotated[NonNegativeInt, Incidental()] = Field(
+        description="seed of weights, order and augmentation"
+    )
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch after which training ends."""
+        return self.stop_after or self.epochs
 
     @model_validator(mode="after")
     def _fits_its_images(self) -> Self:
@@ -117,6 +127,16 @@ class ClassificationSettings(Settings):
                 "batch",
                 f"{self.batch} is more than the {self.train_images} training images; "
                 "give at most as many.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stops_within_its_epochs(self) -> Self:
+        if self.stop_after > self.epochs:
+            raise Mistake(
+                "stop_after",
+                f"{self.stop_after} is after the end of training (epochs: {self.epochs}); give "
+                "at most as many, or 0 for all.",
             )
         return self
 

@@ -15,17 +15,19 @@ import pandas as pd
 
 from resnet_limits.analysis import finished_runs, read_table
 from resnet_limits.archive import completeness, read_manifest
-from resnet_limits.claims import VERDICTS, Verdict, read_verdicts
+from resnet_limits.claims import NOT_TESTED, VERDICTS, Verdict, holm, read_verdicts
 from resnet_limits.errors import UserError
 from resnet_limits.files import write_atomic, write_table
 from resnet_limits.layout import RECORDED, Layout
 from resnet_limits.provenance import git_commit
 from resnet_limits.runs import Run
 from resnet_limits.spec import Study, load_study
+from resnet_limits.stats import CONFIDENCE
 
 CLAIM_COLUMNS = (
-    "study", "id", "kind", "verdict", "estimate", "low", "high", "n", "test", "bound", "paper",
-    "statement", "where", "why", "data", "note",
+    "study", "id", "kind", "verdict", "holm", "protocol", "exact", "estimate", "low", "high", "n",
+    "p_value", "power", "power_at", "size", "needed_n", "test", "bound", "bound_low",
+    "bound_high", "paper", "statement", "where", "why", "data", "note",
 )  # fmt: skip
 
 
@@ -61,13 +63,42 @@ class Section:
 
 
 def claims_table(sections: Sequence[Section]) -> pd.DataFrame:
-    """Return all verdicts, one row each."""
+    """Return all verdicts, one row each; ``holm`` is the verdict after Holm's correction."""
+    named = [(section.study.name, claim) for section in sections for claim in section.claims]
+    corrected = holm([claim for _, claim in named])
     rows = []
-    for section in sections:
-        for claim in section.claims:
-            low, high = claim.interval or (None, None)
-            rows.append({**vars(claim), "study": section.study.name, "low": low, "high": high})
+    for (study, claim), after in zip(named, corrected, strict=True):
+        low, high = claim.interval or (None, None)
+        first, last = claim.bound_range or (None, None)
+        ends = {"low": low, "high": high, "bound_low": first, "bound_high": last}
+        rows.append({**vars(claim), **ends, "study": study, "holm": after})
     return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
+
+
+def multiplicity(claims: Sequence[Verdict]) -> dict[str, Any]:
+    """Count the claims that are judged, and the wrong verdicts that their limits make by chance.
+
+    Returns
+    -------
+    dict
+        ``judged``, ``exact`` (of those, without an interval), ``tested`` (with one), ``by_chance``
+        (the wrong verdicts to be expected at most), and ``lost``, the claims whose verdict Holm's
+        correction for all of them makes inconclusive.
+    """
+    judged = [v for v in claims if v.kind == "claim" and v.verdict != NOT_TESTED]
+    tested = [v for v in judged if v.interval is not None]
+    lost = [
+        verdict.id
+        for verdict, after in zip(claims, holm(claims), strict=True)
+        if after and after != verdict.verdict
+    ]
+    return {
+        "judged": len(judged),
+        "exact": sum(v.exact for v in judged),
+        "tested": len(tested),
+        "by_chance": (1 - CONFIDENCE) * len(tested),
+        "lost": lost,
+    }
 
 
 def render(sections: Sequence[Section], scale: str) -> str:
@@ -87,6 +118,7 @@ def render(sections: Sequence[Section], scale: str) -> str:
         commit=git_commit(),
         verdicts=VERDICTS,
         counts=counts,
+        multiplicity=multiplicity(claims),
     )
 
 

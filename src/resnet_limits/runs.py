@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ from resnet_limits.files import hash_bytes, write_atomic
 from resnet_limits.layout import KEPT_RECORD, RECORD, RunKey
 from resnet_limits.provenance import digest
 from resnet_limits.settings import Model, build
-from resnet_limits.spec import RunConfig
+from resnet_limits.spec import RunConfig, load_study
+from resnet_limits.study_files import PROTOCOLS
 
 COMPRESSED = ".xz"  # how the archive keeps measurements: the same bytes at every time and place
 
@@ -188,6 +190,12 @@ class Run:
         """The run's resolved settings."""
         return self.record.config.settings
 
+    @cached_property
+    def protocol(self) -> tuple[str, str]:
+        """How the run compares with its experiment's protocol, as `Study.protocol_of` says."""
+        config = self.record.config
+        return load_study(config.study).protocol_of(config.experiment, config.settings)
+
     def has(self, probe: str) -> bool:
         """Whether the run has a probe's measurements."""
         return f"{probe}.csv" in self.record.files
@@ -239,12 +247,13 @@ def collect(runs: Iterable[Run], columns: Iterable[str], probe: str = "metrics")
     Returns
     -------
     DataFrame
-        With a column ``dataset``, and ``diverged`` for members whose loss stopped being finite.
+        With columns ``dataset``, ``protocol`` (see `Study.protocol_of`), and ``diverged`` for
+        members whose loss stopped being finite.
     """
     names = list(columns)
     frames = [_marked(run, names, probe) for run in runs if run.has(probe)]
     if not frames:
-        return pd.DataFrame(columns=[*names, "diverged", "dataset"])
+        return pd.DataFrame(columns=[*names, "diverged", "dataset", "protocol"])
     return pd.concat(frames, ignore_index=True)
 
 
@@ -258,4 +267,29 @@ def _marked(run: Run, columns: Iterable[str], probe: str) -> pd.DataFrame:
         # Infinity is a word in the record, and a number in the table.
         wanted = [frame[key].dtype.type(member[key]) for key in keys]
         frame.loc[(frame[keys] == wanted).all(axis=1), "diverged"] = True
-    return frame.assign(dataset=run.record.data.name)
+    return frame.assign(dataset=run.record.data.name, protocol=run.protocol[0])
+
+
+def with_protocol(table: pd.DataFrame, runs: Runs) -> pd.DataFrame:
+    """Add to a table what the claims need to know of its runs' protocols.
+
+    Parameters
+    ----------
+    table
+        As its function made it. Where it lost the column ``protocol``, every row counts as of
+        the protocol farthest from the paper's among all runs.
+    runs
+        Those that the table was made from.
+
+    Returns
+    -------
+    DataFrame
+        With the columns ``protocol`` and ``departures``, the settings that differ from the
+        paper's, of all runs of that protocol.
+    """
+    found = sorted({run.protocol for group in runs.values() for run in group})
+    kinds = [kind for kind, _ in found]
+    protocol = table.get("protocol", max(kinds, key=PROTOCOLS.index))
+    departures = {kind: "; ".join(text for k, text in found if k == kind) for kind in kinds}
+    table = table.assign(protocol=protocol)
+    return table.assign(departures=table["protocol"].map(departures))

@@ -73,6 +73,17 @@ class _TrainedTogether:
     """Marks the fields of type `Axis`."""
 
 
+class Truncates:
+    """Marks a setting that only ends training earlier, and changes nothing up to there."""
+
+
+class Incidental:
+    """Marks a setting that changes no result that a claim is about, such as a number of probes.
+
+    A seed is one: any seed is as good as another.
+    """
+
+
 def _refuse_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
     for index, value in enumerate(values):
         if value in values[:index]:
@@ -103,10 +114,15 @@ Axis = Annotated[NonEmpty[T], BeforeValidator(_as_points), _TrainedTogether()]
 
 def axes(settings_class: type[Settings]) -> tuple[str, ...]:
     """Return the names of the settings whose values one run trains together."""
+    return marked(settings_class, _TrainedTogether)
+
+
+def marked(settings_class: type[Settings], mark: type) -> tuple[str, ...]:
+    """Return the names of the settings that carry a mark, such as `Truncates`."""
     return tuple(
         name
         for name, field in settings_class.model_fields.items()
-        if any(isinstance(mark, _TrainedTogether) for mark in field.metadata)
+        if any(isinstance(found, mark) for found in field.metadata)
     )
 
 

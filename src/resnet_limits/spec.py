@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,11 +18,14 @@ from resnet_limits.documents import read_yaml
 from resnet_limits.errors import UserError, require_known, suggest
 from resnet_limits.layout import RunKey
 from resnet_limits.provenance import PACKAGE, analysis_digest, digest, public_names, training_digest
-from resnet_limits.settings import Settings, axes, build, to_json
+from resnet_limits.settings import Incidental, Settings, Truncates, axes, build, marked, to_json
 from resnet_limits.study_files import (
     ARGUMENTS,
     NOT_RUN,
+    PAPER,
+    REDUCED,
     TRAINED_SCALES,
+    TRUNCATED,
     Claim,
     ClaimsFile,
     FigureSpec,
@@ -179,7 +182,7 @@ class Study:
         protocol = self.experiments[name]
         overrides = self._overrides(scale).get(name, {})
         runs_here = overrides != NOT_RUN
-        values = {key: source.content for key, source in protocol.settings.items()}
+        values = self._contents(name)
         return Experiment(
             study=self.name,
             name=name,
@@ -211,6 +214,38 @@ class Study:
         )
         return RunConfig(key, settings)
 
+    def protocol_of(self, experiment: str, settings: Mapping[str, Any]) -> tuple[str, str]:
+        """Compare a run's settings with the experiment's protocol.
+
+        Parameters
+        ----------
+        experiment
+            Its experiment.
+        settings
+            As plain values.
+
+        Returns
+        -------
+        protocol
+            ``paper`` if the run is a point of the paper's grid, ``truncated`` if only training
+            ends earlier, else ``reduced``. Settings marked `Incidental` count for nothing.
+        departures
+            The settings that differ, with the run's values; empty for ``paper``.
+        """
+        settings_class, grid = self.settings_class(experiment), _paper_grid(self, experiment)
+        ignored, together = marked(settings_class, Incidental), axes(settings_class)
+        differing = {
+            key: settings.get(key)
+            for key in dict.fromkeys([*grid, *settings])
+            if key not in ignored
+            and not _is_point(settings.get(key), grid.get(key, []), key in together)
+        }
+        if not differing:
+            return PAPER, ""
+        truncated = differing.keys() <= set(marked(settings_class, Truncates))
+        departures = ", ".join(f"{key} {_in_short(value)}" for key, value in differing.items())
+        return TRUNCATED if truncated else REDUCED, departures
+
     def settings_class(self, experiment: str) -> type[Settings]:
         """Return the type of an experiment's settings: ``XSettings`` of ``XProblem``."""
         problem = self.experiments[experiment].problem
@@ -232,11 +267,17 @@ class Study:
 
     def analysis_sources(self, role: str, name: str) -> str:
         """Return the digest of what makes a table or figure, the study's CSV files included."""
-        return analysis_digest(self.find(role, name), sorted(self.folder.glob("*.csv")))
+        made = analysis_digest(self.find(role, name), sorted(self.folder.glob("*.csv")))
+        if role != "tables":
+            return made
+        # A table says which of its rows are of the paper's protocol.
+        protocols = {key: self._contents(key) for key in self.tables[name].experiments}
+        return digest([made, protocols])
 
     def claims_sources(self) -> str:
         """Return the digest of what judges the study's claims."""
-        return analysis_digest(PACKAGE / "claims.py", [self.folder / "claims.yaml"])
+        files = [self.folder / "claims.yaml", *sorted(self.folder.glob("*.csv"))]
+        return analysis_digest(PACKAGE / "claims.py", files)
 
     def find(self, role: str, name: str) -> Path:
         """Return the module of a role, such as ``tables``, that defines a function or class.
@@ -260,6 +301,11 @@ class Study:
         stem = self.find(role, name).stem
         module: ModuleType = importlib.import_module(f"resnet_limits.studies.{self.name}.{stem}")
         return getattr(module, name)
+
+    def _contents(self, experiment: str) -> dict[str, Any]:
+        """Return the protocol's settings without their sources."""
+        settings = self.experiments[experiment].settings
+        return {key: source.content for key, source in settings.items()}
 
     def _overrides(self, scale: str) -> dict[str, Any]:
         return next((found for name, found in self.document.scales.items() if name == scale), {})
@@ -323,3 +369,29 @@ class Study:
             require_known(claim.test, ARGUMENTS, f"{where}.test:")
             for argument in claim.arguments:
                 require_known(argument, ARGUMENTS[claim.test], f"{where}.arguments:")
+            if claim.reference and not (self.folder / claim.reference.file).is_file():
+                raise UserError(
+                    f"{where}.reference.file: {claim.reference.file} is not in {self.folder}; "
+                    "put it there."
+                )
+
+
+@cache
+def _paper_grid(study: Study, experiment: str) -> dict[str, list[Any]]:
+    """Return the values that each setting has in the runs of scale paper.
+
+    Those of a setting whose values one run trains together are lists.
+    """
+    runs = [to_json(run.settings) for run in study.runs(PAPER, experiment)]
+    return {key: [run[key] for run in runs] for key in runs[0]}
+
+
+def _is_point(value: Any, grid: Sequence[Any], trained_together: bool) -> bool:
+    """Tell whether a run's value, or values that it trains together, are the paper's."""
+    if trained_together and isinstance(value, list):
+        return any(set(value) <= set(point) for point in grid)
+    return value in grid
+
+
+def _in_short(value: Any) -> str:
+    return str(value) if isinstance(value, int | float | str) else "other"

@@ -1,7 +1,7 @@
 """Estimates with intervals: every test that a claim may ask for, by name.
 
-Each takes rows of a tidy table and returns an `Estimate`; the numbers come from statsmodels and
-scipy. All intervals are at 95 %.
+Each takes rows of a tidy table and returns an `Estimate`. Functions of arrays, such as `student`,
+work on the last axis, so that many planted samples take one call (`power`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from resnet_limits.errors import UserError, require_known
 # statsmodels and scipy.stats take most of a second to import: functions that need them do so.
 
 CONFIDENCE = 0.95
+GIVEN = ("rows", "replicate", "reference", "confidence")  # what a claim says by keys of its own
 LINEAR = 0.9  # r^2 from which a decay is called linear on the log axis
+
+
+Ends = tuple[Any, Any, Any]  # estimate, low and high: numbers, or arrays of them
 
 
 class TooFewError(ValueError):
@@ -32,14 +36,14 @@ class TooFewError(ValueError):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval.
+    """A number with its interval.
 
     Attributes
     ----------
     value, low, high
         Estimate and ends of the interval.
     n
-        Number of observations.
+        Number of independent observations.
     p_value
         For the hypothesis that the value is 0, where the test has one.
     note
@@ -55,6 +59,17 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """Published runs: mean, standard deviation and number, and the range of single runs."""
+
+    mean: float
+    sd: float
+    n: int
+    least: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class Line:
     """A least-squares line ``y = intercept + slope x``."""
 
@@ -64,7 +79,7 @@ class Line:
     r_squared: float
 
 
-def fit_line(x: ArrayLike, y: ArrayLike) -> Line:
+def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = CONFIDENCE) -> Line:
     """Fit a line by ordinary least squares (statsmodels).
 
     Raises
@@ -80,13 +95,21 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> Line:
     if finite.sum() < 3 or np.ptp(x[finite]) == 0:
         raise TooFewError("a line with an interval needs three points or more")
     fit = OLS(y[finite], add_constant(x[finite])).fit()
-    low, high = fit.conf_int(1 - CONFIDENCE)[1]
+    low, high = fit.conf_int(1 - confidence)[1]
     slope = Estimate(fit.params[1], low, high, int(finite.sum()), float(fit.pvalues[1]))
     return Line(slope, float(fit.params[0]), float(fit.bse[1]), float(fit.rsquared))
 
 
 def slope(
-    rows: pd.DataFrame, x: str, y: str, log: str = "both", mean_over: str | None = None
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    log: str = "both",
+    mean_over: str | None = None,
+    per: str | None = None,
+    *,
+    replicate: Sequence[str] = (),
+    confidence: float = CONFIDENCE,
 ) -> Estimate:
     """Slope of ``y`` over ``x``.
 
@@ -101,29 +124,83 @@ def slope(
     mean_over
         A column over which ``y`` is averaged first, before logarithms, such as ``seed``. It is
         averaged over nothing else: rows of different methods, say, give points of their own.
+    per
+        ``replicate`` for the mean of the slopes of each replicate, with Student's interval.
 
     Raises
     ------
     UserError
         If there is no column ``mean_over``, or rows that differ otherwise would be averaged.
     TooFewError
-        With fewer than three points, or one ``x`` only.
+        With fewer than three points, one ``x`` only, or one replicate.
     """
-    line, dropped = log_line(rows, x, y, log, mean_over)
+    if per is not None:
+        return _mean(slopes(rows, x, y, log, replicate), confidence)
+    line, dropped = log_line(rows, x, y, log, mean_over, confidence)
     note = f"{dropped} points with no logarithm left out" if dropped else ""
     return replace(line.slope, note=note)
 
 
+def slopes(
+    rows: pd.DataFrame, x: str, y: str, log: str = "both", replicate: Sequence[str] = ()
+) -> np.ndarray:
+    """Return the least-squares slope of every replicate, of two points or more."""
+    horizontal, vertical = _logarithms(rows, x, y, log)
+    points = rows[list(replicate)].assign(horizontal=horizontal, vertical=vertical)
+    points = points[np.isfinite(points[["horizontal", "vertical"]]).all(axis=1)]
+    found = []
+    for _, group in points.groupby(list(replicate), sort=False):
+        position = group["horizontal"].to_numpy()
+        if np.ptp(position) == 0:
+            raise TooFewError("a slope of each replicate needs two points or more of each")
+        found.append(line_ends(position, group["vertical"].to_numpy())[0])
+    return np.array(found)
+
+
+def line_ends(x: np.ndarray, y: np.ndarray, confidence: float = CONFIDENCE) -> Ends:
+    """Return the least-squares slope of ``y`` (..., points) over ``x``, and its interval.
+
+    It is `fit_line` in closed form; two points have a slope and no interval.
+    """
+    from scipy import stats as scipy_stats
+
+    centred, freedom = x - x.mean(), len(x) - 2
+    found = (y @ centred) / (centred @ centred)
+    if freedom == 0:
+        return found, np.full_like(found, -np.inf), np.full_like(found, np.inf)
+    residuals = y - y.mean(-1, keepdims=True) - found[..., None] * centred
+    error = np.sqrt((residuals**2).sum(-1) / freedom / (centred @ centred))
+    half = scipy_stats.t.ppf((1 + confidence) / 2, freedom) * error
+    return found, found - half, found + half
+
+
 def log_line(
-    rows: pd.DataFrame, x: str, y: str, log: str = "both", mean_over: str | None = None
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    log: str = "both",
+    mean_over: str | None = None,
+    confidence: float = CONFIDENCE,
 ) -> tuple[Line, int]:
     """Fit what `slope` reports; also return how many points had no logarithm."""
+    horizontal, vertical = line_points(rows, x, y, log, mean_over)
+    return fit_line(horizontal, vertical, confidence), int((~np.isfinite(vertical)).sum())
+
+
+def line_points(
+    rows: pd.DataFrame, x: str, y: str, log: str = "both", mean_over: str | None = None
+) -> tuple[pd.Series, pd.Series]:
+    """Return the points that `log_line` fits."""
     points = rows if mean_over is None else _averaged(rows, x, y, mean_over)
-    horizontal, vertical = points[x].astype(float), points[y].astype(float)
+    return _logarithms(points, x, y, log)
+
+
+def _logarithms(rows: pd.DataFrame, x: str, y: str, log: str) -> tuple[pd.Series, pd.Series]:
+    horizontal, vertical = rows[x].astype(float), rows[y].astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         horizontal = np.log(horizontal) if log in ("both", "x") else horizontal
         vertical = np.log(vertical) if log in ("both", "y") else vertical
-    return fit_line(horizontal, vertical), int((~np.isfinite(vertical)).sum())
+    return horizontal, vertical
 
 
 def _averaged(rows: pd.DataFrame, x: str, y: str, over: str) -> pd.DataFrame:
@@ -227,12 +304,16 @@ def _describe_line(line: Line) -> dict[str, Any]:
     }
 
 
-def binomial_slope(rows: pd.DataFrame, x: str, failures: str, trials: str) -> Estimate:
+def binomial_slope(
+    rows: pd.DataFrame, x: str, failures: str, trials: str, *, confidence: float = CONFIDENCE
+) -> Estimate:
     """Slope of log failure probability over log ``x``.
 
     Binomial regression with log link, which needs no special case for no failures at all. The
-    dispersion is estimated (Pearson), since runs differ by more than their test points do.
+    dispersion is estimated (Pearson), since runs differ by more than their test points do; the
+    interval is Student's for that reason.
     """
+    from scipy import stats as scipy_stats
     from statsmodels.genmod import families
     from statsmodels.genmod.generalized_linear_model import GLM
     from statsmodels.regression.linear_model import OLS
@@ -254,8 +335,9 @@ def binomial_slope(rows: pd.DataFrame, x: str, failures: str, trials: str) -> Es
         warnings.simplefilter("ignore", DomainWarning)  # the link's range, dealt with above
         model = GLM(counts / total, regressors, family=family, var_weights=total)
         fit = model.fit(scale="X2", start_params=start)
-    low, high = fit.conf_int(1 - CONFIDENCE)[1]
-    return Estimate(fit.params[1], low, high, len(rows), float(fit.pvalues[1]))
+    critical = scipy_stats.t.ppf((1 + confidence) / 2, len(rows) - 2)
+    value, half = float(fit.params[1]), critical * float(fit.bse[1])
+    return Estimate(value, value - half, value + half, len(rows), float(fit.pvalues[1]))
 
 
 def means(rows: pd.DataFrame, by: str | list[str], value: str) -> pd.DataFrame:
@@ -272,22 +354,88 @@ def means(rows: pd.DataFrame, by: str | list[str], value: str) -> pd.DataFrame:
     return table.assign(low=table["mean"] - half, high=table["mean"] + half)
 
 
-def mean(rows: pd.DataFrame, value: str) -> Estimate:
-    """Mean of a column, with Student's interval."""
-    return _mean(rows[value].astype(float).dropna().to_numpy())
+def student(values: np.ndarray, confidence: float = CONFIDENCE) -> Ends:
+    """Return the mean of ``values`` (..., n) with Student's interval."""
+    from scipy import stats as scipy_stats
+
+    n = values.shape[-1]
+    center, spread = values.mean(-1), values.std(-1, ddof=1) / math.sqrt(n)
+    half = scipy_stats.t.ppf((1 + confidence) / 2, n - 1) * spread
+    return center, center - half, center + half
 
 
-def _mean(values: np.ndarray) -> Estimate:
+def fieller(ratio: Any, variance: Any, freedom: int, confidence: float = CONFIDENCE) -> Ends:
+    """Return a mean in units of a standard deviation, with its interval.
+
+    Parameters
+    ----------
+    ratio
+        Mean over standard deviation, which are independent for normal data.
+    variance
+        Variance of the mean, in squares of the unit.
+    freedom
+        Degrees of freedom of the standard deviation.
+
+    Notes
+    -----
+    The ends solve ``(ratio - end)^2 = t^2 (variance + end^2 / (2 freedom))`` (Fieller), where the
+    last term is the error of the unit. They are infinite where that alone is too large.
+    """
+    from scipy import stats as scipy_stats
+
+    critical = scipy_stats.t.ppf((1 + confidence) / 2, freedom)
+    lead = 1 - critical**2 / (2 * freedom)
+    if lead <= 0:
+        infinite = np.full_like(ratio, np.inf, dtype=float)
+        return ratio, -infinite, infinite
+    root = np.sqrt(ratio**2 - lead * (ratio**2 - critical**2 * variance))
+    return ratio, (ratio - root) / lead, (ratio + root) / lead
+
+
+def noncentral(ratio: Any, variance: Any, freedom: int, confidence: float = CONFIDENCE) -> Ends:
+    """Return the same where ``variance`` is known, as of a difference of means of equal spread.
+
+    Then the ratio has a noncentral t distribution, whose interval is that of its normal
+    approximation (Johnson and Welch).
+    """
+    from scipy import stats as scipy_stats
+
+    center = ratio * (1 - 1 / (4 * freedom))
+    half = np.sqrt(variance + ratio**2 / (2 * freedom)) * scipy_stats.norm.ppf((1 + confidence) / 2)
+    return ratio, center - half, center + half
+
+
+def mean(
+    rows: pd.DataFrame,
+    value: str,
+    *,
+    replicate: Sequence[str] = (),
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Mean of a column over replicates, with Student's interval.
+
+    ``replicate`` names the columns that tell replicates apart; without them each row is one.
+    """
+    return _mean(averages(rows, value, replicate), confidence)
+
+
+def averages(rows: pd.DataFrame, value: str, replicate: Sequence[str] = ()) -> np.ndarray:
+    """Return the mean of a column within each replicate."""
+    values = rows.dropna(subset=[value]).astype({value: float})
+    if replicate:
+        values = values.groupby(list(replicate), sort=False, as_index=False)[value].mean()
+    return np.asarray(values[value], dtype=float)
+
+
+def _mean(values: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
     from scipy import stats as scipy_stats
 
     if len(values) < 2:
         raise TooFewError("an interval needs two observations or more")
-    center, spread = float(values.mean()), float(scipy_stats.sem(values))
-    if spread == 0:
-        return Estimate(center, center, center, len(values))
-    low, high = scipy_stats.t.interval(CONFIDENCE, len(values) - 1, center, spread)
-    p_value = float(scipy_stats.ttest_1samp(values, 0.0).pvalue)
-    return Estimate(center, float(low), float(high), len(values), p_value)
+    center, low, high = student(values, confidence)
+    varies = np.ptp(values) > 0
+    p_value = float(scipy_stats.ttest_1samp(values, 0.0).pvalue) if varies else None
+    return Estimate(float(center), float(low), float(high), len(values), p_value)
 
 
 def paired_difference(
@@ -298,6 +446,9 @@ def paired_difference(
     baseline: object,
     pair: Sequence[str],
     in_standard_deviations: bool = False,
+    *,
+    replicate: Sequence[str] = (),
+    confidence: float = CONFIDENCE,
 ) -> Estimate:
     """Mean of ``value`` at the treatment minus at the baseline, over pairs.
 
@@ -312,58 +463,191 @@ def paired_difference(
     pair
         Columns that identify a pair, such as ``seed``.
     in_standard_deviations
-        Give the difference in units of the baseline's standard deviation over pairs.
+        Give the difference in units of the baseline's standard deviation over pairs, with the
+        wider of Fieller's interval and that of the noncentral t distribution.
+    replicate
+        Those of ``pair`` that tell replicates apart; pairs are averaged within one first.
     """
+    levels = pairs(rows, value, by, treatment, baseline, pair, replicate)
+    difference = levels[0] - levels[1]
+    if not in_standard_deviations:
+        return _mean(difference, confidence)
+    if difference.size < 2 or np.ptp(levels[1]) == 0:
+        raise TooFewError("the baseline does not vary, so its standard deviation is no unit")
+    ratio, low, high = in_units(levels, confidence)
+    return Estimate(float(ratio), float(low), float(high), difference.size)
+
+
+def pairs(
+    rows: pd.DataFrame,
+    value: str,
+    by: str,
+    treatment: object,
+    baseline: object,
+    pair: Sequence[str],
+    replicate: Sequence[str] = (),
+) -> np.ndarray:
+    """Return ``value`` at treatment and baseline of every replicate, (2, n)."""
     wide = rows.pivot_table(index=list(pair), columns=by, values=value)
     for level in (treatment, baseline):
         if level not in wide:
             raise TooFewError(f"no rows with {by} = {level}")
     both = wide[[treatment, baseline]].dropna()
-    unit = float(both[baseline].std()) if in_standard_deviations else 1.0
-    if unit == 0 or math.isnan(unit):
-        raise TooFewError("the baseline does not vary, so its standard deviation is no unit")
-    return _mean(((both[treatment] - both[baseline]) / unit).to_numpy())
+    if replicate:
+        both = both.groupby(level=list(replicate)).mean()
+    return np.asarray(both, dtype=float).T
 
 
-def proportion(rows: pd.DataFrame, holds: str, by: str | None = None) -> Estimate:
-    """Share of rows where a column of 0/1 or booleans holds, with Wilson's interval.
+def in_units(levels: np.ndarray, confidence: float = CONFIDENCE) -> Ends:
+    """Return the mean difference of treatment and baseline (..., 2, n) in baseline deviations."""
+    difference, baseline = levels[..., 0, :] - levels[..., 1, :], levels[..., 1, :]
+    n, unit = baseline.shape[-1], baseline.std(-1, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resampled baseline may not vary
+        variance = (difference.std(-1, ddof=1) / unit) ** 2 / n
+        ratio = difference.mean(-1) / unit
+        # For few pairs, the one is too narrow away from 0, and the other one towards it.
+        kinds = [kind(ratio, variance, n - 1, confidence) for kind in (fieller, noncentral)]
+    return ratio, np.minimum(kinds[0][1], kinds[1][1]), np.maximum(kinds[0][2], kinds[1][2])
 
+
+def equivalence(
+    rows: pd.DataFrame,
+    value: str,
+    unit: str = "absolute",
+    *,
+    reference: Summary,
+    replicate: Sequence[str] = (),
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Mean of our runs minus that of published ones.
+
+    Parameters
+    ----------
+    rows, value, replicate
+        As for `mean`.
+    unit
+        ``absolute``, with the wider of Welch's interval and Student's; or ``pooled_sd``, the
+        difference in units of the pooled standard deviation, with that of the noncentral t
+        distribution, for which both spreads must be alike.
+    reference
+        The published runs. Their spread stands for ours where we have one run.
+    """
+    ours = averages(rows, value, replicate)
+    if ours.size == 0:
+        raise TooFewError("no runs")
+    theirs = (np.array(reference.mean), np.array(reference.sd))
+    found, low, high = compared(ours, theirs, reference.n, unit, confidence)
+    least, largest = ours.min(), ours.max()
+    inside = reference.least <= least and largest <= reference.largest
+    note = (
+        f"our runs, {least:.4g} to {largest:.4g}, are {'' if inside else 'not all '}within theirs, "
+        f"{reference.least:.4g} to {reference.largest:.4g} (n = {reference.n})"
+    )
+    return Estimate(float(found), float(low), float(high), ours.size, note=note)
+
+
+def compared(
+    ours: np.ndarray,
+    theirs: tuple[np.ndarray, np.ndarray],
+    n_theirs: int,
+    unit: str,
+    confidence: float = CONFIDENCE,
+) -> Ends:
+    """Return the difference of our runs (..., n) to published means and deviations (...)."""
+    from scipy import stats as scipy_stats
+
+    n, (mean_theirs, sd_theirs) = ours.shape[-1], theirs
+    difference = ours.mean(-1) - mean_theirs
+    variance = ours.var(-1, ddof=1) if n > 1 else np.zeros_like(difference)
+    freedom = n + n_theirs - 2
+    pooled = ((n - 1) * variance + (n_theirs - 1) * sd_theirs**2) / freedom
+    share = 1 / n + 1 / n_theirs
+    if unit == "pooled_sd":
+        return noncentral(difference / np.sqrt(pooled), share, freedom, confidence)
+    quantile = (1 + confidence) / 2
+    half = scipy_stats.t.ppf(quantile, freedom) * np.sqrt(share * pooled)
+    if n > 1:  # Welch's interval alone is too narrow for two or three runs
+        parts = variance / n, sd_theirs**2 / n_theirs
+        degrees = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (n_theirs - 1))
+        half = np.maximum(half, scipy_stats.t.ppf(quantile, degrees) * np.sqrt(sum(parts)))
+    return difference, difference - half, difference + half
+
+
+def proportion(
+    rows: pd.DataFrame,
+    holds: str,
+    by: str | None = None,
+    *,
+    replicate: Sequence[str] = (),
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Share of rows where a column of 0/1 or booleans holds, with Clopper and Pearson's interval.
+
+    With ``replicate`` it is the mean over replicates of their shares, and the interval that of as
+    many trials as there are replicates: whole replicates that hold or do not are the worst case.
     ``by`` names a column whose groups' shares go into the note.
     """
-    from statsmodels.stats.proportion import proportion_confint
-
-    observed = rows.dropna(subset=[holds])
-    if observed.empty:
+    shares = averages(rows, holds, replicate)
+    if shares.size == 0:
         raise TooFewError("no rows")
-    count, n = int(observed[holds].sum()), len(observed)
-    low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
+    low, high = clopper_pearson(shares.sum(), shares.size, confidence)
     note = ""
     if by is not None:
-        shares = observed.groupby(by)[holds].agg(["sum", "count"])
+        counts = rows.dropna(subset=[holds]).groupby(by)[holds].agg(["sum", "count"])
         note = f"by {by}: " + ", ".join(
-            f"{group}: {int(row['sum'])}/{row['count']}" for group, row in shares.iterrows()
+            f"{group}: {int(row['sum'])}/{row['count']}" for group, row in counts.iterrows()
         )
-    return Estimate(count / n, float(low), float(high), n, note=note)
+    return Estimate(float(shares.mean()), float(low), float(high), shares.size, note=note)
 
 
-def trend(rows: pd.DataFrame, x: str, y: str) -> Estimate:
+def clopper_pearson(count: Any, n: int, confidence: float = CONFIDENCE) -> tuple[Any, Any]:
+    """Return the exact interval of a share; ``count`` need not be whole."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(count, n, alpha=1 - confidence, method="beta")
+    return low, high
+
+
+def value(rows: pd.DataFrame, column: str, reduce: str = "only") -> Estimate:
+    """Return one number, for what is exact: a column's ``max``, ``min``, or ``only`` value.
+
+    Raises
+    ------
+    UserError
+        If there are several rows for ``only``, or ``reduce`` is another word.
+    """
+    require_known(reduce, ("max", "min", "only"), "reduce")
+    numbers = rows[column].astype(float).to_numpy()
+    if reduce == "only" and len(numbers) != 1:
+        raise UserError(f"{len(numbers)} rows, where 'only' needs one; select it.")
+    number = float({"max": np.max, "min": np.min, "only": np.max}[reduce](numbers))
+    return Estimate(number, number, number, 1)
+
+
+def trend(rows: pd.DataFrame, x: str, y: str, *, confidence: float = CONFIDENCE) -> Estimate:
     """Spearman's rank correlation: 1 for a rising, -1 for a falling monotone trend.
 
     The interval is Bonett and Wright's (2000).
     """
     from scipy import stats as scipy_stats
 
-    pairs = rows[[x, y]].astype(float).dropna()
-    if len(pairs) < 5:
+    points = rows[[x, y]].astype(float).dropna()
+    if len(points) < 5:
         raise TooFewError("a rank correlation with an interval needs five points or more")
-    result = scipy_stats.spearmanr(pairs[x], pairs[y])
-    rho, n = float(result.statistic), len(pairs)
-    if math.isnan(rho):
+    result = scipy_stats.spearmanr(points[x], points[y])
+    if math.isnan(result.statistic):
         raise TooFewError("a rank correlation needs values that vary")
-    half = scipy_stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
-    center = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
-    low, high = math.tanh(center - half), math.tanh(center + half)
-    return Estimate(rho, low, high, n, float(result.pvalue))
+    rho, low, high = bonett_wright(result.statistic, len(points), confidence)
+    return Estimate(float(rho), float(low), float(high), len(points), float(result.pvalue))
+
+
+def bonett_wright(rho: Any, n: int, confidence: float = CONFIDENCE) -> Ends:
+    """Return rank correlations of ``n`` points with Bonett and Wright's interval."""
+    from scipy import stats as scipy_stats
+
+    half = scipy_stats.norm.ppf((1 + confidence) / 2) * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    center = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
+    return rho, np.tanh(center - half), np.tanh(center + half)
 
 
 def halfway(rows: pd.DataFrame, x: str, holds: str) -> Estimate:
@@ -400,15 +684,16 @@ def halfway(rows: pd.DataFrame, x: str, holds: str) -> Estimate:
 
 TESTS: dict[str, Callable[..., Estimate]] = {
     "binomial_slope": binomial_slope,
-    "halfway": halfway,
+    "equivalence": equivalence,
     "mean": mean,
     "paired_difference": paired_difference,
     "proportion": proportion,
     "slope": slope,
     "trend": trend,
+    "value": value,
 }
 
 
-def parameters(test: str) -> list[str]:
-    """Return the names of a test's arguments, without ``rows``: what a claim may set."""
-    return [name for name in inspect.signature(TESTS[test]).parameters if name != "rows"]
+def parameters(test: str) -> tuple[str, ...]:
+    """Return the names of a test's arguments: what a claim may set under ``arguments``."""
+    return tuple(name for name in inspect.signature(TESTS[test]).parameters if name not in GIVEN)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from resnet_limits.settings import Model
+from resnet_limits.settings import Mistake, Model
 
 NOT_RUN = "not run"
 TRAINED_SCALES = ("smoke", "quick", "laptop", "paper")
 SCALES = (*TRAINED_SCALES, "recorded")
+# How a run compares with its experiment's protocol, from nearest to farthest.
+PROTOCOLS = PAPER, TRUNCATED, REDUCED = "paper", "truncated", "reduced"
 NAME = r"^[a-z][a-z0-9_]*$"
 # Names of folders and files beside those of experiments.
 RESERVED = ("tables", "logs", "data")
-# The arguments of each test besides the rows; stats.py defines the tests, and a test holds both
-# together, so that a claim is checked without waiting for statistics to load.
+# The arguments of each test besides the rows and what keys of a claim say; stats.py defines the
+# tests, and a test holds both together, so that a claim is checked without waiting for statistics
+# to load.
 ARGUMENTS = {
     "binomial_slope": ("x", "failures", "trials"),
-    "halfway": ("x", "holds"),
+    "equivalence": ("value", "unit"),
     "mean": ("value",),
     "paired_difference": (
         "value", "by", "treatment", "baseline", "pair", "in_standard_deviations",
     ),
     "proportion": ("holds", "by"),
-    "slope": ("x", "y", "log", "mean_over"),
+    "slope": ("x", "y", "log", "mean_over", "per"),
     "trend": ("x", "y"),
+    "value": ("column", "reduce"),
 }  # fmt: skip
+# Tests that average the rows of a replicate first.
+REPLICATED = ("equivalence", "mean", "paired_difference", "proportion", "slope")
 
 Name = Annotated[str, Field(pattern=NAME)]
 Text = Annotated[str, Field(min_length=1)]
@@ -126,7 +133,11 @@ class Bound(Model):
 
     above: float | None = None
     below: float | None = None
-    source: str = Field("", description="where the bound comes from")
+    source: str = Field(
+        "ours",
+        pattern=r"^(paper|ours)(: .+)?$",
+        description="paper or ours, and after a colon where it comes from",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Bound:
@@ -135,6 +146,41 @@ class Bound(Model):
         if self.above is not None and self.below is not None and self.above >= self.below:
             raise ValueError(f"above {self.above:g} is not less than below {self.below:g}")
         return self
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The bound as an open interval."""
+        return (
+            -math.inf if self.above is None else self.above,
+            math.inf if self.below is None else self.below,
+        )
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether only one side is bounded."""
+        return None in (self.above, self.below)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the paper does not give the bound."""
+        return self.source.startswith("ours")
+
+    def has(self, low: float, high: float) -> bool:
+        """Tell whether a whole interval is inside."""
+        lowest, highest = self.ends
+        return lowest < low and high < highest
+
+
+class Reference(Model):
+    """Published runs that ours are compared with: a row of a CSV file in the study's folder."""
+
+    file: str = Field(pattern=r"^\w+\.csv$", description="a CSV file in the study's folder")
+    select: dict[str, Any] = Field(description="what tells the row: values by column")
+    mean: Text
+    sd: Text
+    n: Text
+    least: str = Field("", description="column of the smallest of the runs, where there is one")
+    largest: str = Field("", description="column of the largest")
 
 
 class Claim(Model):
@@ -155,14 +201,58 @@ class Claim(Model):
     test: str
     arguments: dict[str, Any] = Field({}, description="what the test is told besides the rows")
     bound: Bound
-    least_n: int = Field(1, ge=1, description="fewer observations are inconclusive")
-    not_tested_at: dict[str, str] = Field(
-        {}, description="scales that cannot test the claim, and why"
+    exact: bool = Field(False, description="whether the quantity is deterministic: no interval")
+    replicate: str | list[str] = Field(
+        [], description="the column or columns that tell independent replicates apart, as seed"
     )
+    effect: float | None = Field(
+        None, description="the estimate if the claim were exactly true as the paper has it"
+    )
+    effect_source: str = Field("", description="where the effect comes from")
+    reference: Reference | None = Field(None, description="published runs, for equivalence")
+    truncated: bool = Field(
+        False, description="whether runs that only end earlier may decide the claim"
+    )
+    least_n: int = Field(1, ge=1, description="fewer observations are inconclusive")
     not_tested_on: dict[str, str] = Field(
         {}, description="data sets, by their name in tables, that cannot test the claim, and why"
     )
     note: str = ""
+
+    @property
+    def replicates(self) -> list[str]:
+        """The columns that tell replicates apart."""
+        return [self.replicate] if isinstance(self.replicate, str) else self.replicate
+
+    @model_validator(mode="after")
+    def _is_exact_or_replicated(self) -> Claim:
+        if self.exact != (self.test == "value"):
+            raise Mistake("exact", "is for the test value, and the test value for it; give both.")
+        if self.replicates and self.test not in REPLICATED:
+            raise Mistake("replicate", f"is for {', '.join(REPLICATED)}; leave it out.")
+        if self.test == "slope" and bool(self.replicates) != ("per" in self.arguments):
+            raise Mistake(
+                "replicate",
+                "a slope of each replicate needs replicate, and the argument "
+                "per: replicate; give both or neither.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_its_test_compares_with(self) -> Claim:
+        if (self.reference is not None) != (self.test == "equivalence"):
+            raise Mistake("reference", "is for the test equivalence, and it needs one.")
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_effect_that_its_bound_allows(self) -> Claim:
+        if self.effect is None:
+            return self
+        if not self.effect_source:
+            raise Mistake("effect_source", "is missing; say where the effect comes from.")
+        if self.exact or not self.bound.has(self.effect, self.effect):
+            raise Mistake("effect", "must lie within the bound, and is not for exact claims.")
+        return self
 
 
 class ClaimsFile(Model):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_limits.classification_settings import ClassificationSettings, StepSchedule
-from resnet_limits.settings import Axis, Mistake, Settings, TwoOrMore
+from resnet_limits.settings import Axis, Incidental, Mistake, Settings, TwoOrMore
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Model = Literal["rkhs", "shl"]
@@ -28,7 +28,9 @@ class WidthSettings(Settings):
         description="largest shift of a coordinate as a fraction of the spacing"
     )
     target_scale: PositiveFloat = Field(description="standard deviation of the Gaussian targets")
-    data_seed: NonNegativeInt = Field(description="seed of inputs and targets")
+    data_seed: Annotated[NonNegativeInt, Incidental()] = Field(
+        description="seed of inputs and targets"
+    )
     kernel: Literal["gaussian", "matern2.5", "matern4.5"] = Field(
         description="kernel k whose features are drawn"
     )
@@ -45,7 +47,7 @@ class WidthSettings(Settings):
     width: Axis[PositiveInt] = Field(
         description="number r of features; infinite width is always trained as well"
     )
-    draw: Axis[NonNegativeInt] = Field(description="seed of the features")
+    draw: Annotated[Axis[NonNegativeInt], Incidental()] = Field(description="seed of the features")
     depth: PositiveInt = Field(description="number of Euler steps D")
     step_size: PositiveFloat = Field(
         description="step size of gradient descent in units of N / sigma_max(B)^2"
@@ -66,11 +68,11 @@ class WidthSettings(Settings):
     kappa_states_max: PositiveInt = Field(
         description="largest q for which kappa of the features is bounded"
     )
-    probes: TwoOrMore = Field(
+    probes: Annotated[TwoOrMore, Incidental()] = Field(
         description="number of evenly spaced steps at which losses are measured and finished runs "
         "stop"
     )
-    bound_probes: TwoOrMore = Field(
+    bound_probes: Annotated[TwoOrMore, Incidental()] = Field(
         description="number of log-spaced steps at which eigenvalues and PL quotients are measured"
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_limits.classification_settings import ClassificationSettings, Precision
-from resnet_limits.settings import Axis, Mistake, Settings, TwoOrMore
+from resnet_limits.settings import Axis, Incidental, Mistake, Settings, TwoOrMore
 
 Network = Literal[
     "resnet8",
@@ -39,12 +39,14 @@ class CostSettings(Settings):
     size: Annotated[int, Field(ge=8)] = Field(description="pixels a side of the images")
     batch: PositiveInt = Field(description="images per mini-batch")
     classes: TwoOrMore = Field(description="number of classes")
-    repeats: TwoOrMore = Field(description="timed gradients of each network, taken in turn")
+    repeats: Annotated[TwoOrMore, Incidental()] = Field(
+        description="timed gradients of each network, taken in turn"
+    )
     precision: Precision = Field(
         description="type of convolutions by device; auto is bfloat16 where the processor "
         "computes with it, float32 elsewhere"
     )
-    seed: NonNegativeInt = Field(description="seed of weights and images")
+    seed: Annotated[NonNegativeInt, Incidental()] = Field(description="seed of weights and images")
 
 
 class ExpansionSettings(Settings):
@@ -55,7 +57,9 @@ class ExpansionSettings(Settings):
         description="initial weights: the same in every layer, or drawn for each"
     )
     depth: Axis[TwoOrMore] = Field(description="number of layers L")
-    seed: Axis[NonNegativeInt] = Field(description="seed of data and weights")
+    seed: Annotated[Axis[NonNegativeInt], Incidental()] = Field(
+        description="seed of data and weights"
+    )
     samples: TwoOrMore = Field(description="number of samples")
     dimension: PositiveInt = Field(description="dimension of x")
     width: PositiveInt = Field(description="width of the states X")
@@ -65,7 +69,9 @@ class ExpansionSettings(Settings):
     steps: PositiveInt = Field(description="steps of full-batch gradient descent")
     learning_rate: PositiveFloat = Field(description="learning rate without its factor L")
     order: Annotated[int, Field(ge=3)] = Field(description="highest order of the expansion")
-    probes: TwoOrMore = Field(description="number of log-spaced steps that are measured")
+    probes: Annotated[TwoOrMore, Incidental()] = Field(
+        description="number of log-spaced steps that are measured"
+    )
 
     @model_validator(mode="after")
     def _embeds_its_inputs(self) -> Self:

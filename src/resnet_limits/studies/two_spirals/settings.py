@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from resnet_limits.settings import Axis, Distinct, Mistake, Settings, TwoOrMore
+from resnet_limits.settings import Axis, Distinct, Incidental, Mistake, Settings, TwoOrMore
 
 
 class SpiralsSettings(Settings):
@@ -31,21 +31,23 @@ class SpiralsSettings(Settings):
     noise: NonNegativeFloat = Field(description="width of the uniform noise on each coordinate")
     n_train: Axis[TwoOrMore] = Field(description="number of training points")
     n_test: TwoOrMore = Field(description="number of test points")
-    seed: Axis[NonNegativeInt] = Field(description="seed of data and initial weights")
-    probes: TwoOrMore = Field(
+    seed: Annotated[Axis[NonNegativeInt], Incidental()] = Field(
+        description="seed of data and initial weights"
+    )
+    probes: Annotated[TwoOrMore, Incidental()] = Field(
         description="number of evenly spaced steps, and of log-spaced ones, at which errors are "
         "measured"
     )
-    gram_probes: TwoOrMore = Field(
+    gram_probes: Annotated[TwoOrMore, Incidental()] = Field(
         description="number of log-spaced steps at which Gram matrices are measured"
     )
     gram_n_max: NonNegativeInt = Field(
         description="largest n_train for which Gram matrices are measured; 0 for none"
     )
-    boundary_n: Distinct[TwoOrMore] = Field(
+    boundary_n: Annotated[Distinct[TwoOrMore], Incidental()] = Field(
         description="values of n_train whose decision boundary is kept, first seed only"
     )
-    boundary_grid: TwoOrMore = Field(
+    boundary_grid: Annotated[TwoOrMore, Incidental()] = Field(
         description="grid points per coordinate of the kept decision boundary"
     )
 

@@ -23,9 +23,9 @@ class DeepConvolutionProblem(Classification):
         super().__init__(settings, context)
         # Compiled layers are float32.
         self.engine = "torch" if self.precision == "bfloat16" else self.network.engine
-        steps = [
-            self.epoch_ends[epoch] for epoch in sorted({0, *settings.measured, settings.epochs})
-        ]
+        last = settings.last_epoch
+        epochs = sorted({0, last, *(epoch for epoch in settings.measured if epoch < last)})
+        steps = [self.epoch_ends[epoch] for epoch in epochs]
         self.probes = [
             *self.probes,
             Probe("smoothness", steps, self.measure_smoothness),

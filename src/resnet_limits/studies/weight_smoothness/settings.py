@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_limits.classification_settings import ClassificationSettings
-from resnet_limits.settings import Axis, Mistake, NonEmpty, Settings, TwoOrMore
+from resnet_limits.settings import Axis, Incidental, Mistake, NonEmpty, Settings, TwoOrMore
 
 CHANNELS = 16  # of which the compiled convolutions need a multiple
 
@@ -24,7 +24,7 @@ class ChainSettings(Settings):
         description="learning rate without its factor L; also the time t that an iteration takes"
     )
     dtype: Literal["float32", "float64"] = Field(description="floating-point type")
-    backend: Backend = Field(
+    backend: Annotated[Backend, Incidental()] = Field(
         description="how chains are computed: compiled by numba, by torch, or auto (numba where "
         "it is installed)"
     )
@@ -43,7 +43,9 @@ class RegressionSettings(ChainSettings):
     times: NonEmpty[NonNegativeInt] = Field(
         description="iterations T at which weights are measured"
     )
-    seed: NonNegativeInt = Field(description="seed of data and initial weights")
+    seed: Annotated[NonNegativeInt, Incidental()] = Field(
+        description="seed of data and initial weights"
+    )
 
     @model_validator(mode="after")
     def _reaches_its_times(self) -> Self:
@@ -79,8 +81,10 @@ class LongTimeSettings(RegressionSettings):
     """Settings of `LongTimeProblem`."""
 
     depth: TwoOrMore = Field(description="number of layers L")
-    entries: PositiveInt = Field(description="random entries of V and of W that are kept")
-    probes: TwoOrMore = Field(
+    entries: Annotated[PositiveInt, Incidental()] = Field(
+        description="random entries of V and of W that are kept"
+    )
+    probes: Annotated[TwoOrMore, Incidental()] = Field(
         description="number of log-spaced steps, and of evenly spaced ones, that are measured"
     )
 
@@ -94,7 +98,9 @@ class KinkSettings(ChainSettings):
     activation: Axis[Activation] = Field(description="activation sigma")
     input: PositiveFloat = Field(description="input x of the sample")
     target: Axis[PositiveFloat] = Field(description="target y of the sample, above x")
-    probes: TwoOrMore = Field(description="number of log-spaced steps that are measured")
+    probes: Annotated[TwoOrMore, Incidental()] = Field(
+        description="number of log-spaced steps that are measured"
+    )
 
     @model_validator(mode="after")
     def _has_targets_above_its_input(self) -> Self:
@@ -124,11 +130,13 @@ class DeepConvolutionSettings(ClassificationSettings):
     length_scale: PositiveFloat = Field(
         description="length scale of the Gaussian process, in units of the whole depth"
     )
-    measured: NonEmpty[NonNegativeInt] = Field(
+    measured: Annotated[NonEmpty[NonNegativeInt], Incidental()] = Field(
         description="epochs after which weights are measured, besides start and end"
     )
-    entries: PositiveInt = Field(description="random entries of each convolution that are kept")
-    backend: Backend = Field(
+    entries: Annotated[PositiveInt, Incidental()] = Field(
+        description="random entries of each convolution that are kept"
+    )
+    backend: Annotated[Backend, Incidental()] = Field(
         description="how layers are computed on a CPU: compiled by numba, by torch, or auto "
         "(numba where it is installed)"
     )
