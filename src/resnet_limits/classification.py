@@ -168,7 +168,8 @@ class Classification(Problem):
             drawn = Draw.epoch(
                 len(self.train_batches), augmentation.pad, augmentation.flip, seed, epoch
             )
-            self._epoch = epoch, drawn
+            # A copy for every batch would make the host wait for a GPU at every step.
+            self._epoch = epoch, drawn.to(self.device)
         first = index * self.settings.batch
         self.taken += 1
         return self.train_batches.augmented(self._epoch[1][first : first + self.settings.batch])

@@ -95,8 +95,10 @@ class Batches:
         return len(self.labels)
 
     def augmented(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Return images ``(batch, channels, size, size)``, channels last, and labels."""
-        draw = draw.to(self.labels.device)
+        """Return images ``(batch, channels, size, size)``, channels last, and labels.
+
+        The draw must be on the device of the images.
+        """
         images = self.crops[draw.rows, draw.down, draw.right]
         images = torch.where(draw.flipped[:, None, None, None], images.flip(2), images)
         return self._normalized(images), self.labels[draw.rows]

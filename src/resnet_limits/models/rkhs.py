@@ -380,15 +380,16 @@ class KernelResNet(RKHSResNet):
         power = (1 - whitened.square().sum(-1)).clamp_min(0).sqrt()
 
         fresh = (power > tolerance) & (self.counts < self.capacity)
-        member, step, sample = fresh.nonzero(as_tuple=True)
-        slot = self.counts[fresh]
+        # Indices and not the mask itself, which would make the host wait for a GPU at every use.
+        member, step, sample = new = fresh.nonzero(as_tuple=True)
+        slot = self.counts[new]
         # Bordering: the new row of the inverse factor is (-projection, 1) / power.
-        self.factors[..., slots][member, step, sample, slot] = -onto[fresh] / power[fresh, None]
-        self.factors[member, step, sample, slot, slot] = 1 / power[fresh]
-        self.centres[member, step, slot, sample] = points[fresh]
+        self.factors[..., slots][*new, slot] = -onto[new] / power[new][:, None]
+        self.factors[*new, slot, slot] = 1 / power[new]
+        self.centres[member, step, slot, sample] = points[new]
         self.counts += fresh
 
-        onto[fresh] = torch.nn.functional.one_hot(slot, onto.shape[-1]).to(onto)
+        onto[new] = (index == slot[:, None]).to(onto)
         self.gradient[:, :, slots] = onto.transpose(2, 3)[..., None] * coefficients[:, :, None]
         missed = (coefficients.norm(dim=-1) * power * ~fresh).sum(-1)
         self.projection_error = missed.square().mean(1).sqrt()
