@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from resnet_limits.models.neural_ode import TorchdynNetwork
 from resnet_limits.models.two_layer_ode import (
     SquaredLoss,
     TrainingSet,
@@ -16,7 +17,6 @@ from resnet_limits.models.two_layer_ode import (
     particle_distances,
     particles,
 )
-from tests.reference.two_layer_ode import TorchdynNetwork
 
 SIZES = (7, 12)  # two training sets of different size, two seeds each
 MEMBERS = 4
