@@ -13,6 +13,7 @@ from torchdyn.core import NeuralODE
 from resnet_limits.models.two_layer_ode import TwoLayerODE
 
 EULER = "euler"
+CONTIGUOUS = torch.contiguous_format
 TOLERANCE = 1e-8  # of adaptive solvers, absolute and relative
 
 
@@ -25,8 +26,8 @@ class TwoLayer(nn.Module):
         self.inner = nn.Linear(width - 1, units, dtype=inner.dtype, device="meta")
         self.outer = nn.Linear(units, outer.shape[0], dtype=inner.dtype, device="meta")
         for layer, maps in ((self.inner, inner), (self.outer, outer)):
-            layer.weight = nn.Parameter(maps[:, :-1].detach().clone())
-            layer.bias = nn.Parameter(maps[:, -1].detach().clone())
+            layer.weight = nn.Parameter(maps[:, :-1].detach().clone(memory_format=CONTIGUOUS))
+            layer.bias = nn.Parameter(maps[:, -1].detach().clone(memory_format=CONTIGUOUS))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map points ``(n, inputs)`` to ``(n, outputs)``."""
@@ -85,8 +86,9 @@ class TorchdynNetwork(nn.Module):
             **tolerances,
         )
         self.head = TwoLayer(model.head_inner[member], model.head_outer[member])
+        dtype, device = model.head_inner.dtype, model.head_inner.device
         points = model.depth + 1 if solver == EULER else 2
-        self.t_span = torch.linspace(0, 1, points).to(model.head_inner)
+        self.t_span = torch.linspace(0, 1, points, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs ``(n,)`` for points ``(n, d)``."""

@@ -44,7 +44,12 @@ def _limits(ax: Axes, table: pd.DataFrame) -> None:
     ax.scatter(table["n_train"], table["limit_min"], s=14, color=style.COLORS[1], label="data sets")
     floor = rounding.groupby(table["n_train"]).max()
     ax.plot(floor, **style.GUIDE, label="rounding error")
-    ax.set(xscale="log", yscale="log", xlabel="training points $n$", ylabel=r"$\Lambda$")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="training points $n$",
+        ylabel=r"limit $\Lambda$ of $\lambda_{\min}(G_2)$",
+    )
     sizes = sorted(table["n_train"].unique())
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
@@ -60,7 +65,7 @@ def theory(tables: Tables) -> Figure:
     figure, axes = style.panels(3, width=10.0, height=3.4)
     looks = style.looks(sorted(largest["scaling"].unique()))
     _own_ratios(axes[0], largest[largest["step"] > 0], looks)
-    _losses(axes[1], largest, looks)
+    _losses(axes[1], largest[largest["step"] > 0], looks)
     _end_distances(axes[2], largest[largest["step"] == largest["step"].max()])
     count, seeds = largest["particles"].iloc[0], largest["seed"].nunique()
     figure.suptitle(f"{count} particles, {seeds} seeds", fontsize=9)
@@ -74,8 +79,7 @@ def _own_ratios(ax: Axes, table: pd.DataFrame, looks: dict[float, dict[str, Any]
         for _, run in rows.groupby(["n_train", "seed"]):
             ax.plot(run["step"], run["own_ratio"], color=look["color"], alpha=0.2, linewidth=0.6)
         ax.plot(rows.groupby("step")["own_ratio"].median(), **look, label=f"{scaling:g}")
-    ax.axhline(0.5, **style.GUIDE)
-    style.label_guide(ax, "1/2 (Lemma 4.4)", (1, 0.5))
+    ax.axhline(0.5, **style.GUIDE, label="1/2 (Lemma 4.4)")
     sizes = ", ".join(str(size) for size in sorted(table["n_train"].unique()))
     ax.set(xscale="log", yscale="log", xlabel="gradient step", title=f"$n$ = {sizes}")
     ax.set_ylabel(r"$\lambda_{\min}(G_2)$ relative to the start")
@@ -92,7 +96,7 @@ def _losses(ax: Axes, table: pd.DataFrame, looks: dict[float, dict[str, Any]]) -
         averages = rows.groupby("step")[["loss", "bound"]].mean()
         ax.plot(averages["loss"], **looks[scaling], label=f"{scaling:g}")
         ax.plot(averages["bound"], color=looks[scaling]["color"], linewidth=0.9, linestyle="--")
-    ax.set(xscale="symlog", yscale="log", xlabel="gradient step", title=f"$n$ = {size}")
+    ax.set(xscale="log", yscale="log", xlabel="gradient step", title=f"$n$ = {size}")
     ax.set(ylabel="training loss (dashed: bound)", ylim=(1e-6, 2))
     ax.legend(title=r"$\alpha\beta$ (mean)", fontsize=6.5, title_fontsize=6.5)
 
@@ -124,15 +128,25 @@ def particles(tables: Tables) -> Figure:
     figure, axes = style.panels(len(sizes), width=2.4 * len(sizes) + 1, height=3.0, sharey=True)
     points = means(table, ["n_train", "scaling", "particles"], "smallest_ratio")
     looks = style.looks(sorted(table["scaling"].unique()))
+    counts = sorted(table["particles"].unique())
     for ax, size in zip(axes, sizes, strict=True):
-        for scaling, rows in points[points["n_train"] == size].groupby("scaling"):
+        for index, (scaling, rows) in enumerate(
+            points[points["n_train"] == size].groupby("scaling")
+        ):
             bars = np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
             label = f"{scaling:g}"
             ax.errorbar(
-                rows["particles"], rows["mean"], bars, **looks[scaling], capsize=2, label=label
+                rows["particles"] * 1.1 ** (index - (len(looks) - 1) / 2),
+                rows["mean"],
+                bars,
+                **looks[scaling],
+                capsize=2,
+                label=label,
             )
         ax.axhline(0.5, **style.GUIDE)
         ax.set(xscale="log", xlabel="particles $K$", title=f"$n = {size}$", ylim=(0, None))
+        ax.set_xticks(counts, [str(count) for count in counts])
+        ax.minorticks_off()
     style.label_guide(axes[0], "1/2 (Lemma 4.4)", (points["particles"].min(), 0.5))
     axes[0].set_ylabel(r"smallest $\lambda_{\min}(G_2)$ over $\Lambda$")
     title = rf"$\alpha\beta$, {points['n'].max()} seeds"

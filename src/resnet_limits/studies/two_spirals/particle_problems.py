@@ -30,7 +30,7 @@ from resnet_limits.random import generator
 from resnet_limits.studies.two_spirals.problems import draw_samples, loss_and_error
 from resnet_limits.studies.two_spirals.settings import ParticleSettings
 
-DIFFERENCE = 1e-4  # of a step: for finite differences along the flow
+DIFFERENCE = 0.003  # of a step: for finite differences along the flow
 
 
 class ParticleProblem(Problem):

@@ -10,7 +10,7 @@ from resnet_limits.stats import means
 from resnet_limits.studies.two_spirals.tables import last_rows
 
 MEMBER = ["particles", "n_train", "scaling", "seed"]
-TINY = 1e-20  # a loss below is rounding
+TINY = 1e-12  # below such a loss, rounding of the outputs shows in its derivative
 
 
 def flow(runs: Runs) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def flow(runs: Runs) -> pd.DataFrame:
     table["time"] = table["step"] * table["step_size"]
     table["ratio"] = table["g2_min"] / table["limit_min"]
     start = table[table["step"] == 0].set_index(MEMBER)[["loss", "g2_min", "g_min"]]
-    table = table.join(start, on=MEMBER, rsuffix="_start")
+    table = table.join(start.add_suffix("_start"), on=MEMBER)
     table["own_ratio"] = table["g2_min"] / table["g2_min_start"]
     table["whole_ratio"] = table["g_min"] / table["g_min_start"]
     table["distance"] = np.hypot(table["field_distance"], table["head_distance"])

@@ -24,6 +24,7 @@ LABELS = {
 }
 LOOKS = style.looks(list(LABELS))
 FLOOR = 1e-5  # below the error axis, for intervals that reach 0
+MARKS = ("#7A2E00", "#003A5C")
 REGIONS = ("#E3A27C", "#E4EFF7")  # apart in grey as well
 TRAINED = ("constant", "per_step")
 COMPARED = ("constant", "frozen_wide", "removed_wide")  # as many trained weights
@@ -93,7 +94,7 @@ def transition(tables: Tables) -> Figure:
     figure, axes = style.panels(3, width=9.5, height=3.4)
     errors = tables["errors"]
     _slopes_between(axes[0], _of(tables["local_slopes"], COMPARED))
-    _scaled_errors(axes[1], _of(errors, COMPARED).query("seeds == 'all'"))
+    _scaled_errors(axes[1], _of(_all_seeds(errors), COMPARED))
     _errors_by_noise(axes[2], tables["noise_errors"], tables["noise_rates"])
     return figure
 
@@ -104,9 +105,8 @@ def _slopes_between(ax: Axes, slopes: pd.DataFrame) -> None:
         bars = np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
         label = f"{LABELS[variant]} ({rows['n'].max()} seeds)"
         ax.errorbar(rows["middle"], rows["mean"], bars, **LOOKS[variant], capsize=2, label=label)
-    ax.axhline(-0.5, **style.GUIDE)
-    style.label_guide(ax, "-1/2, the paper's bound", (slopes["middle"].min(), -0.5))
-    ax.set(ylim=(-6, 1.5))
+    ax.axhline(-0.5, **style.GUIDE, label="-1/2, the paper's bound")
+    ax.set(ylim=(-5, 1))  # intervals at the largest sizes, where few points are wrong, go on
     _log_sizes(ax, np.unique(slopes[["smaller", "larger"]]))
     ax.set(ylabel="slope between neighbouring sizes")
     ax.legend(fontsize=6, loc="lower left", title="vector field", title_fontsize=6.5)
@@ -129,12 +129,11 @@ def _errors_by_noise(ax: Axes, errors: pd.DataFrame, rates: pd.DataFrame) -> Non
     looks = style.looks(sorted(errors["noise"].unique()))
     for width, rows in errors.groupby("noise"):
         bars = style.interval_bars(rows, floor=FLOOR)
-        label = f"{width:g}: slope {_interval(slopes.loc[width])}"
+        label = f"{width:g} ({rows['n'].max()} seeds): slope {_interval(slopes.loc[width])}"
         ax.errorbar(rows["n_train"], rows["mean"], bars, **looks[width], capsize=2, label=label)
     _log_axes(ax, errors["n_train"].unique())
     ax.set(ylabel="test 0-1 error")
-    title = f"noise ({errors['n'].max()} seeds)"
-    ax.legend(fontsize=6, loc="lower left", title=title, title_fontsize=6.5)
+    ax.legend(fontsize=6, loc="lower left", title="noise", title_fontsize=6.5)
 
 
 def training(tables: Tables) -> Figure:
@@ -222,9 +221,8 @@ def _distances(ax: Axes, curves: pd.DataFrame) -> None:
 def ablation(tables: Tables) -> Figure:
     """Draw test error over n for every variant of the field."""
     figure, axes = style.panels(2, width=8.5, height=3.6, sharey=True)
-    errors = tables["errors"].query("seeds == 'all'")
-    rates = tables["rates"].query("seeds == 'all' and method == 'least squares'")
-    rates = rates.set_index("variant")
+    errors = _all_seeds(tables["errors"])
+    rates = _all_seeds(tables["rates"]).query("method == 'least squares'").set_index("variant")
     for ax, title, variants in (
         (axes[0], "the same widths", ("constant", "per_step", "frozen", "removed")),
         (axes[1], "as many trained weights", COMPARED),
@@ -284,7 +282,7 @@ def decision_boundary(tables: Tables) -> Figure:
     if boundary.empty:
         return style.not_run()
     sizes = sorted(boundary["n_train"].unique())
-    figure, axes = style.panels(len(sizes), width=2.6 * len(sizes), height=3.0, sharey=True)
+    figure, axes = style.panels(len(sizes), width=2.6 * len(sizes), height=3.5, sharey=True)
     for ax, size in zip(axes, sizes, strict=True):
         rows = boundary[boundary["n_train"] == size]
         grid = rows.pivot(index="x2", columns="x1", values="output")
@@ -292,24 +290,35 @@ def decision_boundary(tables: Tables) -> Figure:
         ax.contourf(*surface, levels=[-np.inf, 0, np.inf], colors=REGIONS)
         ax.contour(*surface, levels=[0], colors="0.3", linewidths=0.6)
         points = samples[samples["n_train"] == size]
-        for label, marker, color in ((-1, "v", style.COLORS[2]), (1, "o", style.COLORS[1])):
+        for label, marker, color in ((-1, "v", MARKS[0]), (1, "o", MARKS[1])):
             arm = points[points["label"] == label]
             ax.scatter(arm["x1"], arm["x2"], label=f"{label:+d}", **_dots(marker, color, size))
         ax.set(xlabel="$x_1$", title=f"$n = {size}$")
         ax.set_aspect("equal", adjustable="box")
         ax.grid(False)
     axes[0].set_ylabel("$x_2$")
+    figure.suptitle(f"field {LABELS['constant']}, seed {samples['seed'].iloc[0]}", fontsize=9)
     axes[0].legend(title="label", fontsize=6, title_fontsize=6, loc="upper left", frameon=True)
     return figure
 
 
 def _dots(marker: str, color: str, size: int) -> dict[str, Any]:
-    return {"s": 12 if size < 512 else 5, "marker": marker, "color": color, "linewidth": 0}
+    return {
+        "s": 12 if size < 512 else 5,
+        "marker": marker,
+        "color": color,
+        "linewidths": 0.3,
+        "edgecolors": "white",
+    }
 
 
 def _present(column: pd.Series, names: Iterable[str]) -> list[str]:
     found = set(column)
     return [name for name in names if name in found]
+
+
+def _all_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    return table if table.empty else table[table["seeds"] == "all"]
 
 
 def _of(table: pd.DataFrame, variants: Iterable[str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from resnet_limits.models.two_layer_ode import (
     TrainingSet,
     homogeneous,
 )
-from resnet_limits.probes import log_spaced
+from resnet_limits.probes import log_spaced, member_rows
 from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.studies.two_spirals.problems import draw_networks, draw_samples
 from resnet_limits.studies.two_spirals.settings import SolversSettings
@@ -77,11 +77,12 @@ class SolversProblem(Problem):
         """Losses, and root mean square distances of test outputs from the adaptive solver's."""
         outputs, losses = self._outputs(self.test_x), self._outputs(self.x)
         targets = self.y.repeat(len(self.settings.depth), 1)
-        frame = pd.DataFrame(self.members)
-        frame["loss"] = torch.cat([(losses[s] - targets).square().mean(1) for s in SOLVERS]).cpu()
         gaps = [(outputs[s] - outputs["adaptive"]).square().mean(1).sqrt() for s in SOLVERS]
-        frame["to_adaptive"] = torch.cat(gaps).cpu()
-        return frame
+        return member_rows(
+            self.members,
+            loss=torch.cat([(losses[s] - targets).square().mean(1) for s in SOLVERS]),
+            to_adaptive=torch.cat(gaps),
+        )
 
     def _outputs(self, x: Tensor) -> dict[str, Tensor]:
         """Return outputs ``(depths * seeds, n)`` by solver."""

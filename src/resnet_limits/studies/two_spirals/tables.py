@@ -110,12 +110,13 @@ def noise(runs: Runs) -> pd.DataFrame:
     """Measurements at the last step by the width of the noise, field constant in depth."""
     constant = [run for run in runs["rate"] if run.settings["field"] == "constant"]
     table = collect([*runs["noise"], *constant], ["noise", "n_test"])
-    return _count_wrong(last_rows(table, ["noise", "n_train", "seed"]))
+    return table if table.empty else _count_wrong(last_rows(table, ["noise", *MEMBER[1:]]))
 
 
 def noise_errors(runs: Runs) -> pd.DataFrame:
     """Mean test error with its interval by noise and size."""
-    return means(noise(runs), ["noise", "n_train", "dataset"], "test_error")
+    table = noise(runs)
+    return table if table.empty else means(table, ["noise", "n_train", "dataset"], "test_error")
 
 
 def noise_rates(runs: Runs) -> pd.DataFrame:
