@@ -9,22 +9,18 @@ by one.
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from pathlib import Path
 
 import _timing as timing
 import torch
 from torch import Tensor
 
+from resnet_limits.models.neural_ode import TorchdynNetwork
 from resnet_limits.problem import Context
-from resnet_limits.settings import build
+from resnet_limits.settings import build, to_json
 from resnet_limits.spec import load_study
 from resnet_limits.studies.two_spirals.problems import SpiralsProblem
 from resnet_limits.studies.two_spirals.settings import SpiralsSettings
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.reference.two_layer_ode import TorchdynNetwork
 
 COMPARED = 3  # steps
 
@@ -55,21 +51,31 @@ class OneByOne:
         return losses
 
 
+class Together:
+    """The study's problem."""
+
+    def __init__(self, problem: SpiralsProblem) -> None:
+        self.problem = problem
+
+    def step(self) -> list[Tensor]:
+        """Train all networks by one step; return their losses."""
+        losses = self.problem.loss_and_grad()
+        self.problem.optimizer.step()
+        return list(losses.unbind())
+
+
 def main() -> None:
     """Print the table."""
     parser = timing.parser(__doc__, repeats=20)
     parser.add_argument("--field", default="constant", choices=("constant", "per_step"))
     arguments = timing.parse(parser)
-    settings = load_study("two_spirals").experiment("rate", "paper").settings
-    quiet = {"gram_n_max": 0, "boundary_n": [], "field": arguments.field}
+    runs = load_study("two_spirals").experiment("rate", "paper").runs()
+    settings = to_json(runs[arguments.field].settings) | {"gram_n_max": 0, "boundary_n": []}
     table = timing.Table(arguments, baseline="one by one")
     for sizes in [*([size] for size in settings["n_train"]), settings["n_train"]]:
-        grid = build(SpiralsSettings, {**settings, **quiet, "n_train": sizes}, "rate")
+        grid = build(SpiralsSettings, settings | {"n_train": sizes}, "rate")
         problem = SpiralsProblem(grid, Context(torch.device("cpu"), Path()))
-        paths: dict[str, timing.Run] = {
-            "one by one": OneByOne(problem).step,
-            "together": partial(timing.training_step, problem),
-        }
+        paths = {"one by one": OneByOne(problem).step, "together": Together(problem).step}
         case = "whole grid" if len(sizes) > 1 else f"{sizes[0]} samples"
         table.add(case, paths, calls=COMPARED)
     table.save()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from resnet_limits.models.neural_ode import TorchdynNetwork
 from resnet_limits.models.two_layer_ode import (
     SquaredLoss,
     TrainingSet,
@@ -16,7 +17,6 @@ from resnet_limits.models.two_layer_ode import (
     particle_distances,
     particles,
 )
-from tests.reference.two_layer_ode import TorchdynNetwork
 
 SIZES = (7, 12)  # two training sets of different size, two seeds each
 MEMBERS = 4
@@ -180,3 +180,15 @@ def test_initial_weights_follow_the_law_of_torch_nn_linear():
     assert maps.abs().max() <= bound
     assert maps.mean().abs() < 0.01
     assert maps.var().item() == pytest.approx(bound**2 / 3, rel=0.02)
+
+
+def test_adaptive_torchdyn_follows_the_flow_that_euler_approaches():
+    model, sets = make("constant"), samples()
+    x, _ = member_data(sets, 0)
+    exact = TorchdynNetwork(model, 0, "dopri5")(x).detach()
+    errors = []
+    for depth in (50, 100):
+        maps = (model.field_inner, model.field_outer, model.head_inner, model.head_outer)
+        euler = TwoLayerODE(*maps, depth, "constant").logistic_form()[sets[0].members](sets[0].x)
+        errors.append((euler[0] - exact).norm())
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)

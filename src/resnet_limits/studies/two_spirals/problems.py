@@ -23,7 +23,7 @@ from resnet_limits.models.two_layer_ode import (
 from resnet_limits.probes import evenly_spaced, log_spaced, member_rows
 from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
-from resnet_limits.studies.two_spirals.settings import SpiralsSettings
+from resnet_limits.studies.two_spirals.settings import SolversSettings, SpiralsSettings
 
 BOUNDARY_EXTENT = 16.0  # the arms' largest coordinate is below 14.1
 
@@ -43,7 +43,9 @@ class SpiralsProblem(Problem):
             for size, seed in itertools.product(settings.n_train, settings.seed)
         ]
         self.steps = settings.steps
-        self.model = draw_networks(settings, len(settings.n_train), self.device)
+        self.model = draw_networks(
+            settings, settings.depth, settings.field, len(settings.n_train), self.device
+        )
         self.sets = [self._training_set(index, n) for index, n in enumerate(settings.n_train)]
         self.loss = SquaredLoss(self.model, self.sets)
         self.test_x, self.test_y = self._test_set()
@@ -91,8 +93,8 @@ class SpiralsProblem(Problem):
     def measure(self) -> pd.DataFrame:
         """Loss and 0-1 error on training and test points, and how far particles have moved."""
         form = self.model.logistic_form()
-        train = [_loss_and_error(form[data.members](data.x), data.y) for data in self.sets]
-        test_loss, test_error = _loss_and_error(form(self.test_x), self.test_y)
+        train = [loss_and_error(form[data.members](data.x), data.y) for data in self.sets]
+        test_loss, test_error = loss_and_error(form(self.test_x), self.test_y)
         now = self._particles()
         return member_rows(
             self.members,
@@ -160,37 +162,46 @@ class SpiralsProblem(Problem):
 
 
 def draw_networks(
-    settings: SpiralsSettings, copies: int, device: torch.device, dtype: torch.dtype = torch.float32
+    settings: SpiralsSettings | SolversSettings,
+    depth: int,
+    field: str,
+    copies: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> TwoLayerODE:
     """Draw initial weights for every seed, repeated ``copies`` times along the members."""
-    fields = settings.depth if settings.field == "per_step" else 1
+    fields = depth if field == "per_step" else 1
     d, m, k = settings.dimension, settings.field_width, settings.head_width
     drawn: list[list[Tensor]] = []
     for seed in settings.seed:
-        field, head = generator(seed, "field"), generator(seed, "head")
+        for_field, for_head = generator(seed, "field"), generator(seed, "head")
         drawn.append(
             [
-                draw_affine([fields], m, d, field, dtype),
-                draw_affine([fields], d, m, field, dtype),
-                draw_affine([], k, d, head, dtype),
-                draw_affine([], 1, k, head, dtype),
+                draw_affine([fields], m, d, for_field, dtype),
+                draw_affine([fields], d, m, for_field, dtype),
+                draw_affine([], k, d, for_head, dtype),
+                draw_affine([], 1, k, for_head, dtype),
             ]
         )
     stacked = (torch.stack(parts) for parts in zip(*drawn, strict=True))
     parts = [part.repeat(copies, *[1] * (part.ndim - 1)).to(device) for part in stacked]
-    return TwoLayerODE(parts[0], parts[1], parts[2], parts[3], settings.depth, settings.field)
+    return TwoLayerODE(parts[0], parts[1], parts[2], parts[3], depth, field)
 
 
 def draw_samples(
-    count: int, seeds: Sequence[int], noise: float, *purpose: object
+    count: int,
+    seeds: Sequence[int],
+    noise: float,
+    *purpose: object,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Draw points ``(seeds, 2, count)`` and labels ``(seeds, count)``, a data set per seed."""
-    pairs = [two_spirals(count, noise, generator(seed, *purpose)) for seed in seeds]
+    pairs = [two_spirals(count, noise, generator(seed, *purpose), dtype) for seed in seeds]
     x, y = zip(*pairs, strict=True)
     return torch.stack(x), torch.stack(y)
 
 
-def _loss_and_error(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss_and_error(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared error and 0-1 error per member; a non-finite output is an error."""
     loss = (output - labels).square().mean(dim=1)
     wrong = ~(output * labels > 0)

@@ -1,4 +1,4 @@
-"""Two Spirals: settings of its problem."""
+"""Two Spirals: settings of its problems."""
 
 from __future__ import annotations
 
@@ -64,3 +64,50 @@ class SpiralsSettings(Settings):
                 "no Gram matrices.",
             )
         return self
+
+
+class ParticleSettings(Settings):
+    """Settings of `ParticleProblem`."""
+
+    dimension: Literal[2] = Field(description="data dimension d")
+    depth: PositiveInt = Field(description="number of Euler steps L")
+    particles: int = Field(
+        ge=64,
+        multiple_of=8,
+        description="number of particles K of the output layer; the field has a quarter as many "
+        "at every Euler step",
+    )
+    alpha: PositiveFloat = Field(description="scale of the field in Eq. 2")
+    beta: Axis[PositiveFloat] = Field(description="scale of the output in Eq. 2")
+    input_norm: PositiveFloat = Field(
+        description="largest norm of an input, but for the noise; the arms are scaled to it"
+    )
+    noise: NonNegativeFloat = Field(
+        description="width of the uniform noise on each coordinate, before inputs are scaled"
+    )
+    n_train: Axis[TwoOrMore] = Field(description="number of training points")
+    seed: Axis[NonNegativeInt] = Field(description="seed of data and particles")
+    steps: NonNegativeInt = Field(description="number of gradient steps; 0 measures the start only")
+    step_size: PositiveFloat = Field(
+        description="step size over the largest that is stable at the start"
+    )
+    probes: TwoOrMore = Field(description="number of log-spaced steps at which all is measured")
+
+
+class SolversSettings(Settings):
+    """Settings of `SolversProblem`."""
+
+    dimension: Literal[2] = Field(description="data dimension d")
+    depth: Axis[PositiveInt] = Field(description="number of Euler steps L")
+    field_width: PositiveInt = Field(description="hidden width M of the vector field")
+    head_width: PositiveInt = Field(description="hidden width K of the output layer")
+    adaptive: Literal["dopri5", "tsit5"] = Field(
+        description="torchdyn's solver of the ODE itself, at tolerance 1e-8"
+    )
+    steps: PositiveInt = Field(description="number of full-batch Adam steps")
+    learning_rate: PositiveFloat = Field(description="learning rate of Adam")
+    noise: NonNegativeFloat = Field(description="width of the uniform noise on each coordinate")
+    n_train: TwoOrMore = Field(description="number of training points")
+    n_test: TwoOrMore = Field(description="number of points at which outputs are compared")
+    seed: Axis[NonNegativeInt] = Field(description="seed of data and initial weights")
+    probes: TwoOrMore = Field(description="number of log-spaced steps at which all is measured")

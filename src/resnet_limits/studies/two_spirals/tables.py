@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from resnet_limits.probes import evenly_spaced
@@ -20,8 +23,9 @@ from resnet_limits.stats import (
 PAPER_SEEDS = 3  # Section C.6
 NEARLY_ZERO = 0.01  # a training error of at most this is "0 or nearly"
 MEMBER = ["field", "n_train", "seed"]
+MARKS = ("dataset", "protocol")
 LINE = ["slope", "low", "high", "p_value", "points", "standard_error", "intercept"]
-DECAY = ["first_step", "last_step", "rate", "r_squared", "falls", "linear"]
+DECAY = ["first_step", "last_step", "rate", "r_squared", "falls"]
 
 
 def curves(runs: Runs) -> pd.DataFrame:
@@ -30,21 +34,34 @@ def curves(runs: Runs) -> pd.DataFrame:
 
 
 def final(runs: Runs) -> pd.DataFrame:
-    """Measurements at the last step, with test errors as counts."""
-    last = _last(collect(runs["rate"], ["field", "n_test"]), MEMBER)
-    last["wrong"] = (last["test_error"] * last["n_test"]).round().astype(int)
-    return last
+    """Measurements at the last step, with test errors as counts.
+
+    ``variant`` is the field, and ``frozen_wide`` and ``removed_wide`` where the output layer is as
+    wide as makes up for the weights of the untrained field.
+    """
+    plain, wide = (collect(runs[name], ["field", "n_test"]) for name in ("rate", "matched"))
+    plain["variant"], wide["variant"] = plain["field"], wide["field"] + "_wide"
+    found = [table for table in (plain, wide) if not table.empty]
+    table = pd.concat(found, ignore_index=True) if found else plain
+    return _count_wrong(last_rows(table, ["variant", "n_train", "seed"]))
 
 
 def errors(runs: Runs) -> pd.DataFrame:
-    """Mean test error with its interval by variant, size and number of seeds."""
-    return pd.concat(
+    """Mean test error with its interval by variant, size and number of seeds.
+
+    Also ``scaled_mean``, ``scaled_low`` and ``scaled_high``, times the root of the size.
+    """
+    groups = _seed_groups(final(runs)).items()
+    table = pd.concat(
         [
-            means(rows, ["field", "n_train", "dataset"], "test_error").assign(seeds=label)
-            for label, rows in _seed_groups(final(runs)).items()
+            means(rows, ["variant", "n_train", "dataset"], "test_error").assign(seeds=label)
+            for label, rows in groups
         ],
         ignore_index=True,
     )
+    for name in ("mean", "low", "high"):
+        table[f"scaled_{name}"] = table[name] * table["n_train"] ** 0.5
+    return table
 
 
 def rates(runs: Runs) -> pd.DataFrame:
@@ -56,16 +73,62 @@ def rates(runs: Runs) -> pd.DataFrame:
     """
     rows = []
     for label, used in _seed_groups(final(runs)).items():
-        for field, group in used.groupby("field", sort=False):
-            marks = {"field": field, "seeds": label, "dataset": group["dataset"].iloc[0]}
-            line = line_columns(group, "n_train", "test_error", LINE, mean_over="seed")
-            rows.append(marks | {"method": "least squares"} | line)
-            rows.append(marks | {"method": "binomial"} | _binomial(group))
+        for variant, group in used.groupby("variant", sort=False):
+            cell = {"variant": variant, "seeds": label, "dataset": group["dataset"].iloc[0]}
+            rows.append(cell | {"method": "least squares"} | _line(group))
+            rows.append(cell | {"method": "binomial"} | _binomial(group))
     return pd.DataFrame(rows)
 
 
+def local_slopes(runs: Runs) -> pd.DataFrame:
+    """Slope of log mean test error between neighbouring sizes, with its interval over seeds.
+
+    The interval is that of the linearized slope: a seed's errors, each relative to the mean at its
+    size, so that what the sizes of one seed share cancels.
+    """
+    rows = [
+        _slope_between(group, sizes).assign(variant=variant, dataset=group["dataset"].iloc[0])
+        for variant, group in final(runs).groupby("variant", sort=False)
+        for sizes in pairwise(sorted(group["n_train"].unique()))
+    ]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["dataset"])
+
+
+def _slope_between(rows: pd.DataFrame, sizes: tuple[int, int]) -> pd.DataFrame:
+    wide = rows.pivot(index="seed", columns="n_train", values="test_error")[list(sizes)].dropna()
+    center, ratio = wide.mean(), math.log(sizes[1] / sizes[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = np.diff(np.log(center))[0] / ratio
+        relative = wide / center
+    linearized = slope + (relative[sizes[1]] - relative[sizes[0]]) / ratio
+    found = means(pd.DataFrame({"between": 0, "slope": linearized}), "between", "slope")
+    middle = math.sqrt(sizes[0] * sizes[1])
+    return found.drop(columns="between").assign(smaller=sizes[0], larger=sizes[1], middle=middle)
+
+
+def noise(runs: Runs) -> pd.DataFrame:
+    """Measurements at the last step by the width of the noise, field constant in depth."""
+    constant = [run for run in runs["rate"] if run.settings["field"] == "constant"]
+    table = collect([*runs["noise"], *constant], ["noise", "n_test"])
+    return table if table.empty else _count_wrong(last_rows(table, ["noise", *MEMBER[1:]]))
+
+
+def noise_errors(runs: Runs) -> pd.DataFrame:
+    """Mean test error with its interval by noise and size."""
+    table = noise(runs)
+    return table if table.empty else means(table, ["noise", "n_train", "dataset"], "test_error")
+
+
+def noise_rates(runs: Runs) -> pd.DataFrame:
+    """Slope of log mean test error over log n_train by noise, every seed."""
+    return pd.DataFrame(
+        {"noise": width, "dataset": group["dataset"].iloc[0]} | _line(group)
+        for width, group in noise(runs).groupby("noise")
+    ).reindex(columns=["noise", "dataset", *LINE])
+
+
 def decay(runs: Runs) -> pd.DataFrame:
-    """Per run, the rate of the training loss and whether the training error reached nearly 0.
+    """Per run, the rate of the training loss and whether the training error ended nearly at 0.
 
     The rate is minus the slope of the log loss over steps, fitted to evenly spaced steps from
     the start to the smallest loss.
@@ -81,9 +144,9 @@ def decay(runs: Runs) -> pd.DataFrame:
             {
                 **dict(zip(MEMBER, member, strict=True)),
                 **decay_columns(stretch, DECAY, loss="train_loss"),
-                "nearly_zero_error": bool((group["train_error"] <= NEARLY_ZERO).any()),
+                "nearly_zero_error": bool(even["train_error"].iloc[-1] <= NEARLY_ZERO),
                 "diverged": bool(group["diverged"].any()),
-                "dataset": group["dataset"].iloc[0],
+                **marks(group),
             }
         )
     return pd.DataFrame(rows)
@@ -108,7 +171,7 @@ def gram(runs: Runs) -> pd.DataFrame:
 
 def depths(runs: Runs) -> pd.DataFrame:
     """Test error at the last step by depth and seed."""
-    return _last(collect(runs["depth"], ["depth"]), ["depth", "n_train", "seed"])
+    return last_rows(collect(runs["depth"], ["depth"]), ["depth", "n_train", "seed"])
 
 
 def depth_errors(runs: Runs) -> pd.DataFrame:
@@ -129,9 +192,24 @@ def samples(runs: Runs) -> pd.DataFrame:
     return collect(drawn[:1], [], "samples")
 
 
-def _last(table: pd.DataFrame, member: list[str]) -> pd.DataFrame:
+def last_rows(table: pd.DataFrame, member: list[str]) -> pd.DataFrame:
+    """Return each member's measurements at its last step."""
     last = table.groupby(member)["step"].transform("max")
     return table[table["step"] == last].reset_index(drop=True)
+
+
+def marks(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return what a row made of others takes over: data set and protocol."""
+    return {name: rows[name].iloc[0] for name in MARKS if name in rows}
+
+
+def _count_wrong(table: pd.DataFrame) -> pd.DataFrame:
+    wrong = (table["test_error"] * table["n_test"]).round().astype(int)
+    return table.assign(wrong=wrong)
+
+
+def _line(rows: pd.DataFrame) -> dict[str, Any]:
+    return line_columns(rows, "n_train", "test_error", LINE, mean_over="seed")
 
 
 def _seed_groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

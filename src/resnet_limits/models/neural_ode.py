@@ -1,6 +1,7 @@
 """The two-layer ODE by torchdyn: one member of a `TwoLayerODE` as a `NeuralODE`.
 
-Importing it takes seconds.
+It is the solution that the batched engine is compared with, in tests, in benchmarks and in the
+experiment ``solvers``. Importing torchdyn takes seconds, so nothing else imports this module.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from torchdyn.core import NeuralODE
 
 from resnet_limits.models.two_layer_ode import TwoLayerODE
 
+EULER = "euler"
+CONTIGUOUS = torch.contiguous_format
+TOLERANCE = 1e-8  # of adaptive solvers, absolute and relative
+
 
 class TwoLayer(nn.Module):
     """A two-layer tanh network with given affine maps, ``(m, d + 1)`` and ``(o, m + 1)``."""
@@ -18,12 +23,11 @@ class TwoLayer(nn.Module):
     def __init__(self, inner: Tensor, outer: Tensor) -> None:
         super().__init__()
         units, width = inner.shape
-        self.inner = nn.Linear(width - 1, units, dtype=inner.dtype)
-        self.outer = nn.Linear(units, outer.shape[0], dtype=inner.dtype)
-        with torch.no_grad():
-            for layer, maps in ((self.inner, inner), (self.outer, outer)):
-                layer.weight.copy_(maps[:, :-1])
-                layer.bias.copy_(maps[:, -1])
+        self.inner = nn.Linear(width - 1, units, dtype=inner.dtype, device="meta")
+        self.outer = nn.Linear(units, outer.shape[0], dtype=inner.dtype, device="meta")
+        for layer, maps in ((self.inner, inner), (self.outer, outer)):
+            layer.weight = nn.Parameter(maps[:, :-1].detach().clone(memory_format=CONTIGUOUS))
+            layer.bias = nn.Parameter(maps[:, -1].detach().clone(memory_format=CONTIGUOUS))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map points ``(n, inputs)`` to ``(n, outputs)``."""
@@ -52,26 +56,39 @@ class Field(nn.Module):
     def forward(self, t: Tensor, x: Tensor, args: object = None) -> Tensor:
         """Return the velocity at time ``t`` in [0, 1) of points ``(n, d)``."""
         del args  # torchdyn passes it
-        step = round(float(t) * self.depth)
+        step = round(float(t.detach()) * self.depth)
         velocity: Tensor = self.networks[step % len(self.networks)](x)
         return velocity
 
 
 class TorchdynNetwork(nn.Module):
-    """A `NeuralODE` with a head, and a copy of the present weights of one member of a model."""
+    """A `NeuralODE` with a head, and a copy of the present weights of one member of a model.
 
-    def __init__(self, model: TwoLayerODE, member: int) -> None:
+    Parameters
+    ----------
+    model, member
+        Whose weights.
+    solver
+        A solver of torchdyn's: ``euler`` takes the model's number of steps; an adaptive one, such
+        as ``dopri5``, chooses its own and needs a field that is constant in depth.
+    """
+
+    def __init__(self, model: TwoLayerODE, member: int, solver: str = EULER) -> None:
         super().__init__()
         pairs = zip(model.field_inner[member], model.field_outer[member], strict=True)
         self.fields = [TwoLayer(inner, outer) for inner, outer in pairs]
+        tolerances = {} if solver == EULER else {"atol": TOLERANCE, "rtol": TOLERANCE}
         self.ode = NeuralODE(
             Field(self.fields, model.depth),
-            solver="euler",
+            solver=solver,
             sensitivity="autograd",
             return_t_eval=False,
+            **tolerances,
         )
         self.head = TwoLayer(model.head_inner[member], model.head_outer[member])
-        self.t_span = torch.linspace(0, 1, model.depth + 1, dtype=model.head_inner.dtype)
+        dtype, device = model.head_inner.dtype, model.head_inner.device
+        points = model.depth + 1 if solver == EULER else 2
+        self.t_span = torch.linspace(0, 1, points, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs ``(n,)`` for points ``(n, d)``."""
