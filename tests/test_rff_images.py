@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_limits.claims import judge
+from resnet_limits.claims import judge, read_reference
 from resnet_limits.errors import UserError
 from resnet_limits.spec import load_study
 from resnet_limits.studies.rff_width import image_plots, image_tables
@@ -158,7 +158,8 @@ def planted_runs(dataset="mnist", factor=1.0, seeds=3, model="rkhs", layers=20):
     settings = {"model": model, "layers": layers, "channels": 32, "pretraining": 3}
     settings["dataset"] = dataset
     runs = [
-        PlantedRun({**settings, "seed": seed}, metrics=rows.assign(seed=seed)) for seed in range(seeds)
+        PlantedRun({**settings, "seed": seed}, metrics=rows.assign(seed=seed))
+        for seed in range(seeds)
     ]
     for run in runs:
         run.record.data.name = dataset
@@ -194,7 +195,10 @@ def verdicts(runs):
     table = image_tables.mnist_curves(runs).assign(departures="stop_after 5")
     wanted = ("rkhs20_pretrained_loss", "rkhs_pretrained_error")
     claims = [claim for claim in STUDY.claims if claim.id in wanted]
-    return [judge(claim, table, "laptop").verdict for claim in claims]
+    return [
+        judge(claim, table, "laptop", read_reference(claim, STUDY.folder)).verdict
+        for claim in claims
+    ]
 
 
 def test_runs_like_theirs_agree_and_others_do_not():

@@ -27,7 +27,9 @@ class Field(nn.Module):
     """
 
     def __init__(
-        self, flow: ConvolutionFlow, interpolated: Literal["weights", "residuals", "authors"] = "weights"
+        self,
+        flow: ConvolutionFlow,
+        interpolated: Literal["weights", "residuals", "authors"] = "weights",
     ) -> None:
         super().__init__()
         self.flow = flow

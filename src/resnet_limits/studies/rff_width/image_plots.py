@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -44,10 +45,7 @@ def _grid(
         return style.not_run()
     theirs = _same_networks(theirs, table)
     groups: Any = table.groupby(["pretraining", "model"])
-    figure, axes = plt.subplots(
-        2, len(groups), figsize=(2.0 + 2.1 * len(groups), 4.6), squeeze=False, sharex="col",
-        sharey="row",
-    )  # fmt: skip
+    figure, axes = _axes([pretraining for (pretraining, _), _ in groups])
     looks = style.looks(sorted(table[by].unique()))
     for column, ((pretraining, model), rows) in zip(axes.T, groups, strict=True):
         same = theirs[(theirs["pretraining"] == pretraining) & (theirs["model"] == model)]
@@ -57,13 +55,32 @@ def _grid(
                 _ours(ax, rows[rows[by] == value], measure, look)
             ax.set_yscale("log")
             style.plain_numbers(ax)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.set_xlabel("epoch" if ax.get_subplotspec().is_last_row() else "")
         column[0].set_title(_title(table, model, pretraining))
-        column[1].set_xlabel("epoch")
-        column[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax, label in zip(axes[:, 0], ROWS.values(), strict=True):
         ax.set_ylabel(label)
     _legend(figure, table, theirs, looks, lines or by)
     return figure
+
+
+def _axes(columns: list[int]) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its axes, a row for each measure; equal columns share their y axes.
+
+    The panels of a single column stand side by side.
+    """
+    if len(columns) == 1:
+        figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), squeeze=False)
+        return figure, axes.T
+    count = len(columns)
+    figure, axes = plt.subplots(2, count, figsize=(2.0 + 2.1 * count, 4.6), sharex="col")
+    for row in axes:
+        for index, column in enumerate(columns):
+            first = columns.index(column)
+            if first < index:
+                row[index].sharey(row[first])
+                row[index].tick_params(labelleft=False)
+    return figure, axes
 
 
 def _same_networks(theirs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -88,7 +105,7 @@ def _title(table: pd.DataFrame, model: str, pretraining: int) -> str:
 
 
 def _ours(ax: Axes, rows: pd.DataFrame, measure: str, look: dict[str, Any]) -> None:
-    """Draw the mean over seeds with a bar from the least to the largest at the last epoch."""
+    """Draw the mean over seeds with bars from the least to the largest."""
     spread = rows.groupby("epoch")[measure].agg(["mean", "min", "max"]).dropna()
     if spread.empty:
         return

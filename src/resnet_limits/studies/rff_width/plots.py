@@ -179,7 +179,7 @@ def _thresholds(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_yscale("log", base=2)
     ax.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     ax.set(xlabel="samples $N$", ylabel="width $r^*$, half converge")
-    ax.legend(fontsize=6.5, loc="center left")
+    ax.legend(fontsize=6.5, loc="lower right")
 
 
 def kappas(tables: Tables) -> Figure:
@@ -200,8 +200,8 @@ def kappas(tables: Tables) -> Figure:
         ax.axhline(limit, **style.GUIDE)
         ax.axhline(limit + 1, color="0.45", linewidth=1)
         first = _first_within(rows)
-        said = f"from $r = {first:.0f}$ on" if first else "not"
-        ax.set_title(f"{KERNELS[name]}\nwithin $\\kappa + 1$ {said}", fontsize=8)
+        said = f"all within $\\kappa + 1$ from $r = {first:.0f}$ on" if first else "not all within"
+        ax.set_title(f"{KERNELS[name]}\n{said}", fontsize=8)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log", base=2)
         style.plain_numbers(ax)
@@ -244,7 +244,11 @@ def _pl_panel(ax: Axes, rows: pd.DataFrame) -> None:
     for column, label, look in (
         ("upper", r"bound $M(\|v\|)$", {"color": style.COLORS[2], "marker": "v"}),
         ("lower", r"bound $m(\|v\|)$, on the pass", {"color": style.COLORS[6], "linewidth": 4}),
-        ("lower_ball", r"bound $m(\|v\|)$, on the ball", {"color": style.COLORS[1], "linestyle": "--"}),
+        (
+            "lower_ball",
+            r"bound $m(\|v\|)$, on the ball",
+            {"color": style.COLORS[1], "linestyle": "--"},
+        ),
     ):
         positive = rows[rows[column] > 0]
         ax.plot(positive["step"], positive[column], label=label, **look)
@@ -275,7 +279,7 @@ def embedding(tables: Tables) -> Figure:
     axes[0, 0].set_ylabel("left side of Eq. 15")
     axes[1, 0].set_ylabel("rate of decay per gradient step")
     style.legend_once(axes[0, ::-1], fontsize=6.5, loc="upper right")
-    style.legend_once(axes[1, ::-1], fontsize=6.5, loc="lower right")
+    style.legend_once(axes[1], fontsize=6.5, loc="lower right")
     return figure
 
 
@@ -306,7 +310,9 @@ def _left_sides(ax: Axes, table: pd.DataFrame) -> None:
 
 def _power_law(ax: Axes, medians: pd.Series, embedding: str) -> None:
     """Draw the power law of a sweep through its last point."""
-    power, label = (-1, r"$\propto 1 / \alpha$") if embedding == "scaling" else (-0.25, "$q^{-1/4}$")
+    power, label = (
+        (-1, r"$\propto 1 / \alpha$") if embedding == "scaling" else (-0.25, "$q^{-1/4}$")
+    )
     last, size = medians.iloc[-1], medians.index[-1]
     sizes = medians.index[medians.index >= (4 if embedding == "scaling" else 0)]
     guide = 0.4 * last * (np.array(sizes) / size) ** power
@@ -331,7 +337,7 @@ def _sweep_rates(ax: Axes, table: pd.DataFrame) -> None:
             label = r"$r = \infty$" if np.isinf(width) else f"$r = {width:.0f}$"
             ax.plot(part, marker=style.MARKERS[index], linestyle="none", color=color,
                     fillstyle="full" if filled else "none",
-                    label=label if filled else f"{label}, not every draw converged")  # fmt: skip
+                    label=label if filled else f"{label}, not every network converged")  # fmt: skip
     ax.set(ylim=(0, None))
 
 
@@ -346,8 +352,9 @@ def _onsets(axes: np.ndarray, table: pd.DataFrame) -> None:
         ax.axvspan(onset, right, color="0.93", zorder=0, lw=0)
         ax.set_xlim(right=right)
     axes[0].annotate(
-        "Theorem 2\napplies\n" + r"at $r = \infty$", (onset, 0.97), xycoords=("data", "axes fraction"),
-        xytext=(3, 0), textcoords="offset points", va="top", fontsize=7, color="0.3",
+        "Theorem 2\napplies\n" + r"at $r = \infty$", (onset, 0.97),
+        xycoords=("data", "axes fraction"), xytext=(3, 0), textcoords="offset points",
+        va="top", fontsize=7, color="0.3",
     )  # fmt: skip
 
 

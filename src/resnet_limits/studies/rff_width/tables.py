@@ -208,7 +208,7 @@ def left_sides(runs: Runs) -> pd.DataFrame:
 
 
 def onsets(runs: Runs) -> pd.DataFrame:
-    """Per draw and data set of the scaling sweep: from which alpha on convergence is proven, and observed.
+    """Per draw of the scaling sweep: from which alpha on convergence is proven, and observed.
 
     ``observed`` is the smallest alpha of the sweep from which on all networks of the draw
     converge; where that is the sweep's first, the true value may be smaller still.
@@ -252,7 +252,12 @@ def _marks(table: pd.DataFrame) -> list[str]:
 
 
 def _exponent(rows: pd.DataFrame, y: str) -> float:
-    return float(line_columns(rows, "size", y, ["slope"])["slope"])
+    """Return the least-squares slope of log y over log size."""
+    rows = rows[rows[y].astype(float) > 0]
+    if rows["size"].nunique() < 2:
+        return math.nan
+    logs = np.log(rows[["size", y]].astype(float).to_numpy())
+    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
 
 
 def _with_constants(runs: list[Run], probe: str) -> pd.DataFrame:
@@ -275,9 +280,8 @@ def _outcomes(runs: list[Run]) -> pd.DataFrame:
     """Per network: outcome, and the log-linear fit of the loss over the last half of its steps.
 
     A network's steps end where it converged, or at its last measurement. The rate is minus the
-    slope of the log loss over steps; a network that diverged has none. Step sizes differ: ``effort``
-    counts steps in units of the condition number of the network's kernel matrix at the start,
-    and ``tangent_rate`` is the rate that this matrix would give if it stayed as it was.
+    slope of the log loss over steps; a network that diverged has none. ``effort`` counts steps in
+    units of the condition number of the network's kernel matrix at the start.
     """
     rows = [
         dict(zip(MEMBER, member, strict=True)) | _member_columns(group)
@@ -299,13 +303,11 @@ def _member_columns(group: pd.DataFrame) -> dict[str, Any]:
     until = converged_at if converged_at >= 0 else int(last["step"])
     final = group.loc[group["step"] >= until, "loss"].iloc[0]
     smallest = max(last["start_smallest"], 0.0)
-    contraction = last["step_size"] * last["output_norm"] ** 2 / last["samples"] * smallest
     return {
         "converged": converged_at >= 0,
         "diverged": bool(last["diverged"]) and converged_at < 0,
         "steps": until,
         "effort": until * smallest / last["start_largest"],
-        "tangent_rate": -2 * math.log1p(-contraction),
         "final_relative_loss": final / last["start_loss"],
         **decay_columns(group[group["step"].between(until / 2, until)], DECAY),
         **{name: last[name] for name in _marks(group)},
