@@ -77,6 +77,21 @@ def test_interpolated_residuals_are_those_of_interpolated_weights_if_the_hidden_
     torch.testing.assert_close(midpoint(Field(made, "residuals"), z, 3), made(z))
 
 
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("model", ["rkhs", "shl"])
+def test_residuals_of_the_authors_code(model, layers):
+    made, z = flow(model, layers), normal(2, 3, 5, 5)
+    made.interpolation = "authors"
+    expected = midpoint(Field(made, "authors"), z, layers)
+    torch.testing.assert_close(made(z), expected)
+    # Their last node is seen in shl, and in rkhs by a single interval only.
+    unseen = model == "rkhs" and layers > 1
+    last = gradients(made, made(z))[layers]
+    assert (last.abs().max() == 0) == unseen
+    if layers > 1:
+        assert not torch.allclose(flow(model, layers)(z), expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("model", ["rkhs", "shl"])
 def test_buffers_are_not_shared_by_passes_that_are_open_together(model):
     made = flow(model, 2)

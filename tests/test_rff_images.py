@@ -5,12 +5,20 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_limits.claims import judge
+from resnet_limits.claims import judge, read_reference
+from resnet_limits.errors import UserError
 from resnet_limits.spec import load_study
 from resnet_limits.studies.rff_width import image_plots, image_tables
-from resnet_limits.study_files import TRAINED_SCALES
 from resnet_limits.testing import assert_run_resumes
-from tests.studies import configuration, draw_figures, make_tables, problem, smoke_runs, train
+from tests.studies import (
+    PlantedRun,
+    configuration,
+    draw_figures,
+    make_tables,
+    problem,
+    smoke_runs,
+    train,
+)
 
 STUDY = load_study("rff_width")
 EXPERIMENTS = ("mnist_layers", "mnist_channels", "cifar")
@@ -79,101 +87,128 @@ def test_epochs_are_counted_from_the_flow(runs):
     assert epochs.tolist() == [-1, 0, 1, 2]
 
 
-@pytest.mark.parametrize("scale", TRAINED_SCALES)
-def test_a_cell_is_trained_once(scale):
-    cells = [
-        tuple(getattr(config.settings, name) for name in [*image_tables.MNIST, "seed"])
-        for experiment in ("mnist_layers", "mnist_channels")
-        for config in STUDY.runs(scale, experiment)
-    ]
-    assert len(cells) == len(set(cells))
+def test_a_shortened_run_keeps_the_schedule():
+    for experiment, epochs in (("mnist_layers", 5), ("cifar", 2)):
+        whole = next(STUDY.runs("paper", experiment)).settings
+        short = next(STUDY.runs("laptop", experiment)).settings
+        assert short.stop_after == epochs
+        assert short.model_copy(update={"stop_after": whole.stop_after}) == whole
 
 
-@pytest.mark.parametrize("scale", TRAINED_SCALES)
-def test_channels_figure_finds_the_widest_network_at_every_scale(scale):
-    few = next(STUDY.runs(scale, "mnist_channels")).settings
-    wide = [config.settings for config in STUDY.runs(scale, "mnist_layers")]
-    same = ("model", "layers", "pretraining")
-    assert any(all(getattr(few, name) == getattr(other, name) for name in same) for other in wide)
+def test_pixels_are_normalized_as_the_settings_say():
+    plain = problem("rff_width", "mnist_layers", normalization={"mean": [0.0], "std": [1.0]})
+    moved = problem("rff_width", "mnist_layers", normalization={"mean": [0.5], "std": [0.25]})
+    (x, _), (y, _) = (made.test_batches.plain(slice(0, 5)) for made in (plain, moved))
+    assert 0 == x.min() < x.max() <= 1
+    torch.testing.assert_close(y, (x - 0.5) / 0.25)
+
+
+def test_normalization_must_fit_the_channels():
+    with pytest.raises(UserError, match="2 values for the 1 channels of digits"):
+        problem("rff_width", "cifar", normalization={"mean": [0.5, 0.5], "std": [0.25]})
 
 
 def test_tables_and_figures(runs):
     made = make_tables("rff_width", runs)
-    assert set(made["mnist_final"]["channels"]) == {4, 32}
-    assert (made["mnist_final"]["epoch"] == 2).all()
-    assert len(made["image_means"]) == 4 * (len(made["mnist_final"]) + len(made["cifar_final"]))
+    assert set(made["mnist_curves"]["channels"]) == {4, 8, 32}
+    assert made["authors_curves"].empty  # digits are no data set of theirs
+    assert made["mnist_curves"]["authors_loss"].isna().all()
+    assert (made["agreement"]["epoch"] == 2).all()
+    assert len(made["agreement"]) == sum(map(len, runs.values()))  # one seed each
     drawn = draw_figures("rff_width", made)
     assert set(drawn) == set(EXPERIMENTS)
-    for figure in drawn.values():
-        lines = [line for ax in figure.axes for line in ax.get_lines()]
-        assert len(lines) == 2 * 2  # two networks, loss and error
     for claim in STUDY.claims:
         if claim.table in made:
             assert set(claim.select) <= set(made[claim.table].columns)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_means_of_one_experiment_alone(runs, experiment):
-    found = image_tables.image_means(
+def test_agreement_of_one_experiment_alone(runs, experiment):
+    found = image_tables.agreement(
         {name: [] for name in EXPERIMENTS} | {experiment: runs[experiment]}
     )
-    networks = {(run.settings["layers"], run.settings["model"]) for run in runs[experiment]}
-    assert set(zip(found["layers"], found["model"], strict=True)) == networks
+    assert set(found["experiment"]) == {experiment}
 
 
-def test_channels_figure_without_few_channels_says_so(runs):
+def test_channels_figure_without_its_runs_says_so(runs):
     alone = {"mnist_layers": runs["mnist_layers"], "mnist_channels": []}
-    figure = image_plots.mnist_channels({"mnist_curves": image_tables.mnist_curves(alone)})
+    curves = image_tables.mnist_curves(alone)
+    figure = image_plots.mnist_channels({"mnist_curves": curves, "authors_curves": pd.DataFrame()})
     assert "not run" in figure.axes[0].texts[0].get_text()
 
 
-def test_speed_is_the_mean_log_loss_after_pretraining():
-    curves = pd.DataFrame({"epoch": [-1, 0, 1, 2], "train_loss": [np.nan, 9.0, np.e, np.e**3]})
-    curves = curves.assign(model="rkhs", layers=1, channels=1, pretraining=1, seed=0)
-    final = image_tables._final(curves, image_tables.MNIST)
-    assert final["mean_log_train_loss"].tolist() == pytest.approx([2.0])
-    assert final["epoch"].tolist() == [2]
+# Beside the authors' runs
 
 
-def planted(seeds=3, gap=0.1):
-    """Final rows in which loss and error fall with channels, and RKHS is worse by the gap."""
-    draws = np.random.default_rng(0)
-    rows = [
+def planted_runs(dataset="mnist", factor=1.0, seeds=3, model="rkhs", layers=20):
+    """Return runs of Figure 1, pretrained, whose values are the authors' times a factor."""
+    theirs = image_tables.read_authors().query(
+        "dataset == 'mnist' and model == @model and layers == @layers and channels == 32 "
+        "and pretraining == 3 and epoch <= 5"
+    )
+    rows = pd.DataFrame(
         {
-            "model": model,
-            "layers": 20,
-            "channels": channels,
-            "pretraining": pretraining,
-            "seed": seed,
-            "train_loss": 0.01 * draws.uniform(0.9, 1.1),
-            "mean_log_train_loss": -np.log(channels) + 0.01 * draws.normal(),
-            "test_error": 8 / channels + gap * (model == "rkhs") + 0.01 * draws.normal(),
-            "dataset": "mnist",
-            "diverged": False,
+            "epoch": theirs["epoch"].to_numpy(),
+            "train_loss": factor * theirs["train_loss_mean"].to_numpy(),
+            "test_error": factor * theirs["test_error_mean"].to_numpy(),
+            "train_error": 1.0,
+            "test_loss": 1.0,
         }
-        for model in ("rkhs", "shl")
-        for channels in (4, 8, 32)
-        for pretraining in (0, 3)
+    )
+    settings = {"model": model, "layers": layers, "channels": 32, "pretraining": 3}
+    settings["dataset"] = dataset
+    runs = [
+        PlantedRun({**settings, "seed": seed}, metrics=rows.assign(seed=seed))
         for seed in range(seeds)
     ]
-    return pd.DataFrame(rows)
+    for run in runs:
+        run.record.data.name = dataset
+        run.protocol = ("truncated", "stop_after is 5, the protocol has 0")
+    return {"mnist_layers": runs, "mnist_channels": [], "cifar": []}
 
 
-def verdicts(table, scale="paper"):
-    tables = {
-        "mnist_final": table,
-        "cifar_final": table.query("channels == 32 and pretraining == 0"),
-    }
-    claims = [claim for claim in STUDY.claims if claim.table in tables]
-    return {claim.id: judge(claim, tables[claim.table], scale).verdict for claim in claims}
+def test_curves_stand_beside_the_authors_at_the_same_epoch():
+    curves = image_tables.mnist_curves(planted_runs(factor=1.5))
+    assert np.allclose(curves["test_error"], 1.5 * curves["authors_error"])
+    assert np.allclose(curves["error_difference"], 0.5 * curves["authors_error"])
+    trained = curves[curves["epoch"] > 0]
+    assert np.allclose(trained["train_loss"], 1.5 * trained["authors_loss"])
+    assert len(curves) == 3 * 6
 
 
-def test_claims_of_planted_results():
-    assert set(verdicts(planted()).values()) == {"reproduced"}
-    apart = verdicts(planted(gap=5))
-    assert apart["mnist_generalizes"] == apart["cifar_generalizes"] == "not reproduced"
-    assert set(verdicts(planted(seeds=1)).values()) == {"inconclusive"}
-    digits = planted().assign(dataset="digits")
-    assert set(verdicts(digits, "quick").values()) == {"not tested"}
-    short = planted().assign(protocol="reduced", departures="epochs 4")
-    assert set(verdicts(short, "laptop").values()) == {"not tested"}
+def test_agreement_counts_the_runs_that_the_authors_lost():
+    found = image_tables.agreement(planted_runs(model="shl", layers=5)).iloc[0]
+    assert found["epoch"] == 5
+    assert found["runs"] == found["finished"] == 3
+    assert found["authors_started"] == 20
+    assert found["train_loss"] == pytest.approx(found["authors_loss"])
+
+
+def test_the_authors_table_has_the_runs_that_ended_early():
+    theirs = image_tables.read_authors().query("model == 'shl' and pretraining == 3")
+    last = theirs[theirs["epoch"] == 40]
+    assert last["runs"].sum() == 60
+    assert (last["runs"] - last["test_runs"]).sum() == 25
+
+
+def verdicts(runs):
+    table = image_tables.mnist_curves(runs).assign(departures="stop_after 5")
+    wanted = ("rkhs20_pretrained_loss", "rkhs_pretrained_error")
+    claims = [claim for claim in STUDY.claims if claim.id in wanted]
+    return [
+        judge(claim, table, "laptop", read_reference(claim, STUDY.folder)).verdict
+        for claim in claims
+    ]
+
+
+def test_runs_like_theirs_agree_and_others_do_not():
+    rng = np.random.default_rng(0)
+    near = planted_runs()
+    for run in near["mnist_layers"]:
+        run.measured["metrics"]["test_error"] += 0.01 * rng.normal()
+    assert verdicts(near) == ["reproduced", "reproduced"]
+    far = planted_runs(factor=2.0)
+    for run in far["mnist_layers"]:
+        run.measured["metrics"]["test_error"] += 0.01 * rng.normal()
+    assert verdicts(far) == ["not reproduced", "not reproduced"]
+    assert verdicts(planted_runs(dataset="digits")) == ["not tested", "not tested"]

@@ -21,11 +21,15 @@ class Field(nn.Module):
         Holder of the weights.
     interpolated
         What is linear between nodes: the ``weights``, or the ``residuals`` of both neighbouring
-        nodes, as in the authors' code. With a fixed hidden layer the two agree.
+        nodes. With a fixed hidden layer the two agree. ``authors``: as their code has it, residuals
+        if the hidden layer is trained, and otherwise weights that are extrapolated from the
+        interval before.
     """
 
     def __init__(
-        self, flow: ConvolutionFlow, interpolated: Literal["weights", "residuals"] = "weights"
+        self,
+        flow: ConvolutionFlow,
+        interpolated: Literal["weights", "residuals", "authors"] = "weights",
     ) -> None:
         super().__init__()
         self.flow = flow
@@ -38,6 +42,8 @@ class Field(nn.Module):
             hidden = F.relu(convolve(z, interpolate(inner, float(t))))
             return convolve(hidden, interpolate(outer, float(t)))
         left, share = locate(len(outer) - 1, float(t))
+        if self.interpolated == "authors" and len(inner) == 1 and left > 0 and share > 1e-3:
+            left, share = left - 1, share + 1
         hidden = F.relu(convolve(z, inner[left if len(inner) > 1 else 0]))
         other = F.relu(convolve(z, inner[left + 1])) if len(inner) > 1 else hidden
         return torch.lerp(convolve(hidden, outer[left]), convolve(other, outer[left + 1]), share)

@@ -7,7 +7,8 @@ what is trained) or trained and a function of depth (``shl``: single hidden laye
 
 W and U are given at the nodes k / layers and are linear in between. The explicit midpoint rule
 with one step per interval sees them at k / layers and halfway to the next node. The last node,
-t = 1, enters the last stage only, with weight 1/2, so every node is trained.
+t = 1, enters the last stage only, with weight 1/2, so every node is trained. The authors' public
+code evaluates other residuals halfway; `authors_stages` has them.
 
 Small images and many equal convolutions make this a case for fast convolution (Toom and Cook's,
 known as Winograd's for other sizes). The rows of an image and of a kernel are coefficients of
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 from functools import cache
 from itertools import cycle, islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from torch.autograd.function import once_differentiable
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)  # and infinity; float32 errors stay near 1e-5
 LARGEST_SIDE = len(POINTS) - 1
 MODELS = ("rkhs", "shl")
+Interpolation = Literal["linear", "authors"]
 threshold_backward = torch.ops.aten.threshold_backward.grad_input  # in place
 
 
@@ -47,6 +49,8 @@ class ConvolutionFlow(nn.Module):
     generator
         Source of U: Gaussian of variance 1 / (3 hidden) if fixed; if trained, at every node
         uniform with bound 1 / sqrt(9 channels), torch's default.
+    interpolation
+        What the solver sees between nodes: ``linear`` weights, or as in the authors' code.
 
     Attributes
     ----------
@@ -57,9 +61,16 @@ class ConvolutionFlow(nn.Module):
     """
 
     def __init__(
-        self, model: str, channels: int, hidden: int, layers: int, generator: torch.Generator
+        self,
+        model: str,
+        channels: int,
+        hidden: int,
+        layers: int,
+        generator: torch.Generator,
+        interpolation: Interpolation = "linear",
     ) -> None:
         super().__init__()
+        self.interpolation = interpolation
         zero = torch.zeros(channels, hidden, 3, 3)
         self.outer = nn.ParameterList(zero.clone() for _ in range(layers + 1))
         fixed = model == "rkhs"
@@ -82,12 +93,18 @@ class ConvolutionFlow(nn.Module):
         """
         batch, channels, side, _ = z.shape
         with torch.autocast(z.device.type, enabled=False):
-            outer = kernel_values(stages(torch.stack([*self.outer])), side)
-            inner = kernel_values(stages(torch.stack([*self.inner])), side).expand_as(outer.mT)
+            outer, inner = (kernel_values(seen, side) for seen in self._stages())
+            inner = inner.expand_as(outer.mT)
             # Samples last, so that all products are of long rows.
             pixels = z.to(outer.dtype).permute(2, 3, 1, 0).reshape(side**2, channels, batch)
             moved: Tensor = _Midpoint.apply(pixels, inner, outer, self._spare)
             return moved.view(side, side, channels, batch).permute(3, 2, 0, 1)
+
+    def _stages(self) -> tuple[Tensor, Tensor]:
+        outer, inner = torch.stack([*self.outer]), torch.stack([*self.inner])
+        if self.interpolation == "authors":
+            return authors_stages(outer, inner)
+        return stages(outer), stages(inner)
 
 
 def _draw(fixed: bool, hidden: int, channels: int, generator: torch.Generator) -> Tensor:
@@ -114,6 +131,37 @@ def stages(nodes: Tensor) -> Tensor:
         return nodes
     starts, ends = nodes[:-1], nodes[1:]
     return torch.stack([starts, (starts + ends) / 2], 1).flatten(0, 1)
+
+
+def authors_stages(outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights with which `stages` gives the residuals of the authors' public code.
+
+    At nodes they are those of `stages`. Halfway, with one fixed U, their code takes the interval
+    before: 3/2 W_k - 1/2 W_(k-1), and (W_0 + W_1) / 2 on the first, so that the last node is never
+    seen. With a trained U it takes the mean of the two nodes' residuals; that is one hidden layer
+    of twice the width.
+
+    Parameters
+    ----------
+    outer, inner
+        W ``(layers + 1, channels, hidden, 3, 3)``, and U ``(layers + 1, hidden, channels, 3, 3)``
+        or ``(1, ...)`` if it is fixed.
+
+    Returns
+    -------
+    outer, inner
+        For ``2 layers`` stages, or one if U is fixed.
+    """
+    starts, ends = outer[:-1], outer[1:]
+    if len(inner) == 1:
+        first = (starts[:1] + ends[:1]) / 2
+        middles = torch.cat([first, 1.5 * starts[1:] - 0.5 * starts[:-1]])
+        return torch.stack([starts, middles], 1).flatten(0, 1), inner
+    hidden = torch.cat([inner[:-1], inner[1:]], 1)
+    at_nodes = torch.cat([starts, torch.zeros_like(ends)], 2)
+    middles = torch.cat([starts, ends], 2) / 2
+    seen = torch.stack([at_nodes, middles], 1).flatten(0, 1)
+    return seen, hidden.repeat_interleave(2, 0)
 
 
 class Transforms(NamedTuple):

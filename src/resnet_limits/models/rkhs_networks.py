@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_limits.models.convolution_flow import ConvolutionFlow
+from resnet_limits.models.convolution_flow import ConvolutionFlow, Interpolation
 
 BLOCKS = 4  # stages of the network on CIFAR, each of half the pixels and twice the channels
 
@@ -29,6 +29,8 @@ class FlowNetwork(nn.Module):
         Channels of the flow and of its hidden layer.
     classes
         Number of logits.
+    interpolation
+        Of the flow.
 
     Attributes
     ----------
@@ -49,6 +51,7 @@ class FlowNetwork(nn.Module):
         layers: int,
         classes: int,
         generator: torch.Generator,
+        interpolation: Interpolation = "linear",
     ) -> None:
         super().__init__()
         self.input_map = nn.Sequential(
@@ -62,7 +65,7 @@ class FlowNetwork(nn.Module):
             nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(self.SIDE**2 * channels, classes)
         )
         initialize(self, generator)
-        self.flow = ConvolutionFlow(model, channels, channels, layers, generator)
+        self.flow = ConvolutionFlow(model, channels, channels, layers, generator, interpolation)
         self.pretraining = False
 
     @property
@@ -165,8 +168,8 @@ class Block(nn.Module):
             )
 
     def forward(self, z: Tensor) -> Tensor:
-        """Take the step."""
-        moved: Tensor = self.shortcut(z) + self.outer(F.relu(self.inner(z)))
+        """Take the step; the sum is in float32, also under autocast."""
+        moved: Tensor = self.shortcut(z).float() + self.outer(F.relu(self.inner(z)))
         return moved
 
 

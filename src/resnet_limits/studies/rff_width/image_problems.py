@@ -7,13 +7,30 @@ from typing import Any
 from torch import Tensor
 
 from resnet_limits.classification import Classification
+from resnet_limits.data.batches import Batches
+from resnet_limits.data.images import Split
 from resnet_limits.models.rkhs_networks import BlockNetwork, FlowNetwork
 from resnet_limits.problem import Context
 from resnet_limits.random import generator
-from resnet_limits.studies.rff_width.settings import BlockNetworkSettings, FlowSettings
+from resnet_limits.studies.rff_width.settings import (
+    BlockNetworkSettings,
+    FlowSettings,
+    ImageSettings,
+)
 
 
-class BlockNetworkProblem(Classification):
+class ImageProblem(Classification):
+    """Classification with the settings' own normalization of the pixels."""
+
+    settings: ImageSettings
+
+    def _batches(self, split: Split, pad: int) -> Batches:
+        settings = self.settings
+        mean, std = settings.normalization.mean, settings.normalization.std
+        return Batches(split, mean, std, settings.size, pad, self.device)
+
+
+class BlockNetworkProblem(ImageProblem):
     """A network like ResNet-18 with residuals of the model (Figure 3)."""
 
     settings: BlockNetworkSettings
@@ -31,7 +48,7 @@ class BlockNetworkProblem(Classification):
         )
 
 
-class FlowProblem(Classification):
+class FlowProblem(ImageProblem):
     """Trains the maps A and B alone for some epochs, then the flow between them alone.
 
     Which it is depends on the number of the step, so a resumed run goes on where it was. Epochs
@@ -56,6 +73,7 @@ class FlowProblem(Classification):
             settings.layers,
             self.classes,
             generator(settings.seed, "weights"),
+            settings.interpolation,
         )
 
     @property

@@ -36,7 +36,7 @@ def width(tables: Tables) -> Figure:
     for ax, name in zip(axes, kernels, strict=True):
         rows = table[table["kernel"] == name]
         for index, (r, color) in enumerate(style.ordered(shown).items()):
-            run = rows[rows["width"] == r]
+            run = rows[rows["width"] == r].sort_values("step")
             ax.fill_between(run["step"], run["min"], run["max"], color=color, alpha=0.18, lw=0)
             dashes = style.DASHES[index % 3]
             ax.plot(run["step"], run["median"], color=color, ls=dashes, label=f"{r:.0f}")
@@ -48,40 +48,45 @@ def width(tables: Tables) -> Figure:
     axes[0].set_xlim(0, 3 * last if last > 0 else None)
     axes[0].set_ylabel("loss relative to the start")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="width $r$", loc="outside right center", fontsize=7)
+    most = int(table["count"].max())
+    title = f"width $r$\n($n = {most}$ networks)"
+    figure.legend(handles, labels, title=title, loc="outside right center", fontsize=7,
+                  title_fontsize=7)  # fmt: skip
     return figure
 
 
 def rate(tables: Tables) -> Figure:
-    """Draw rates and final losses over the width, by number of samples."""
+    """Draw relative rates and the steps taken over the width, by number of samples."""
     table = tables["rates"].query("kernel == 'gaussian'")
+    table = table[np.isfinite(table["width"])].sort_values("width")
     if table.empty:
         return style.not_run()
-    finite = table[np.isfinite(table["width"])]
     figure, (left, right) = style.panels(2, width=7.6, height=3.3)
-    sizes = sorted(table["samples"].unique())
-    for index, (samples, look) in enumerate(style.looks(sizes).items()):
-        rows = finite[finite["samples"] == samples]
-        shift = 1.05 ** (index - 1.5)
-        for ax, name in ((left, "rate"), (right, "loss")):
-            _ranges(ax, rows, name, shift, look, f"$N = {samples}$")
-        limit = table.query("samples == @samples")["infinite_rate"].iloc[0]
-        left.axhline(limit, color=look["color"], linestyle=(0, (6, 2)), linewidth=0.9, zorder=1)
+    for samples, look in style.looks(sorted(table["samples"].unique())).items():
+        rows = table[table["samples"] == samples]
+        label = f"$N = {samples}$"
+        relative = rows.dropna(subset=["relative_rate"])
+        _ranges(left, relative, look, label)
+        right.plot(rows["width"], rows["effort_median"].where(rows["effort_median"] > 0),
+                   markersize=3.5, label=label, **look)  # fmt: skip
+        failing = rows[rows["converged"] < rows["networks"]]
+        for ax, column in ((left, "relative_rate"), (right, "effort_median")):
+            ax.plot(failing["width"], failing[column], "x", color=look["color"], markersize=7)
     for ax in (left, right):
         ax.set_xscale("log", base=2)
         ax.set_xlabel("width $r$")
-    left.set(ylabel="rate of decay per gradient step", ylim=(0, 1.35 * left.get_ylim()[1]))
-    left.legend(fontsize=7, loc="upper left", ncols=2)
-    left.text(0.98, 0.03, r"dashed: $r = \infty$", transform=left.transAxes, ha="right", fontsize=7)
-    right.set(yscale="log", ylabel="final loss relative to the start")
-    right.axhline(1e-8, **style.GUIDE)
-    right.text(0.98, 0.93, "dashed: converged", transform=right.transAxes, ha="right", fontsize=7)
+    left.axhline(1, **style.GUIDE)
+    left.set(ylabel=r"rate relative to $r = \infty$", ylim=(0, None))
+    networks = table["networks"].max()
+    left.legend(fontsize=7, loc="lower right", title=f"$n = {networks}$ networks each",
+                title_fontsize=7)  # fmt: skip
+    right.set(yscale="log", ylabel="steps per condition number")
     return figure
 
 
 def kernel(tables: Tables) -> Figure:
     """Draw the error of the smallest eigenvalue over the width, with fits."""
-    errors = tables["eigenvalue_errors"].query("when == 'start'")
+    errors = tables["eigenvalue_errors"].query("when == 'start'").sort_values("width")
     slopes = tables["eigenvalue_slopes"].query("when == 'start'")
     kernels = _present(errors)
     figure, axes = style.panels(len(kernels), width=8.2, height=3.3, sharey=True)
@@ -94,7 +99,8 @@ def kernel(tables: Tables) -> Figure:
         ax.plot(r[r >= 16], 0.35 * (r[r >= 16] / 16) ** -0.5, label="$r^{-1/2}$", **style.GUIDE)
         ax.set_xscale("log", base=2)
         ax.set(yscale="log", xlabel="width $r$", title=KERNELS[name])
-        ax.legend(fontsize=6, loc="lower left", title="slope", title_fontsize=6.5)
+        title = f"slope over $r \\geq 8 N$\n($n = {errors['n'].max()}$ data sets)"
+        ax.legend(fontsize=6, loc="lower left", title=title, title_fontsize=6)
     axes[0].set_ylabel(r"$|\lambda_{\min}(\hat K) - \lambda_{\min}(K)|$ at the start")
     return figure
 
@@ -112,67 +118,107 @@ def _eigenvalue_errors(
         linewidth=0.9,
         capsize=1.5,
     )
-    for _, line in lines.iterrows():
-        r = rows.loc[rows["width"] >= line["least_width"], "width"].to_numpy()
-        fit = np.exp(line["intercept"]) * r ** line["slope"]
-        label = f"$N = {line['samples']}$: {_interval(line)}"
-        ax.plot(r, fit, **look, markevery=[], label=label)
+    lines = lines.dropna(subset=["slope"])
+    if lines.empty:
+        return
+    slopes, r = lines["slope"], rows["width"].to_numpy()
+    r = r[r >= lines["least_width"].min()]
+    fit = np.exp(lines["intercept"].mean()) * r ** slopes.mean()
+    label = f"$N = {lines['samples'].iloc[0]}$: {slopes.mean():.2f}"
+    if len(slopes) > 1:
+        label += f" ({slopes.min():.2f} to {slopes.max():.2f})"
+    ax.plot(r, fit, **look, markevery=[], label=label)
 
 
 def threshold(tables: Tables) -> Figure:
-    """Draw the share of draws that converge, and the threshold over the number of samples."""
+    """Draw the share of networks that converge, and the threshold over the number of samples."""
     figure, (left, right) = style.panels(2, width=7.6, height=3.3)
     rates = tables["rates"]
     _shares(left, rates[np.isfinite(rates["width"]) & (rates["kernel"] == "gaussian")])
-    _thresholds(right, tables["thresholds"], tables["threshold_growth"])
+    _thresholds(right, tables["thresholds"])
     return figure
 
 
 @style.panel
 def _shares(ax: Axes, table: pd.DataFrame) -> None:
     for samples, look in style.looks(sorted(table["samples"].unique())).items():
-        rows = table[table["samples"] == samples]
-        ax.plot(rows["width"], rows["converged"] / rows["draws"], **look, label=f"$N = {samples}$")
+        rows = table[table["samples"] == samples].sort_values("width")
+        share = rows["converged"] / rows["networks"]
+        ax.plot(rows["width"], share, **look, label=f"$N = {samples}$")
+        ax.plot([samples / 2], [-0.06], marker=2, color=look["color"], markersize=7, clip_on=False)
     ax.set_xscale("log", base=2)
-    ax.set(xlabel="width $r$", ylabel="share of draws that converge", title="Gaussian")
-    ax.legend(fontsize=7, loc="lower right")
+    ax.set(xlabel="width $r$", ylabel="share of networks that converge", title="Gaussian")
+    ax.set_ylim(-0.08, 1.05)
+    title = f"$n = {table['networks'].max()}$ networks each"
+    ax.legend(fontsize=7, loc="lower right", title=title, title_fontsize=7)
 
 
-def _thresholds(ax: Axes, table: pd.DataFrame, growth: pd.DataFrame) -> None:
-    if table["threshold"].isna().all():
+def _thresholds(ax: Axes, table: pd.DataFrame) -> None:
+    if table.empty or table["threshold"].isna().all():
         text = "no threshold:\nall networks converge, or none"
         ax.text(0.5, 0.5, text, ha="center", transform=ax.transAxes)
         ax.set_axis_off()
         return
     sizes = np.array(sorted(table["samples"].unique()), dtype=float)
     for index, name in enumerate(_present(table)):
-        rows = table[table["kernel"] == name].dropna(subset=["threshold"])
-        line = growth[growth["kernel"] == name].iloc[0]
+        rows = table[table["kernel"] == name].dropna(subset=["threshold"]).sort_values("samples")
         bars = [rows["threshold"] - rows["low"], rows["high"] - rows["threshold"]]
-        look = LOOKS[name]
-        ax.errorbar(
-            rows["samples"] * 1.04 ** (index - 1),
-            rows["threshold"],
-            yerr=bars,
-            color=look["color"],
-            marker=look["marker"],
-            linestyle="none",
-            capsize=2,
-        )
-        label = f"{KERNELS[name]}: {_interval(line)}"
-        fit = np.exp(line["intercept"]) * sizes ** line["slope"]
-        ax.plot(sizes, fit, color=look["color"], linestyle=look["linestyle"], label=label)
-    first = table.loc[table["samples"] == sizes[0], "threshold"].min()
-    for power, label in ((1, "$N$"), (2, "$N^2$ (sufficient)")):
-        guide = first * (sizes / sizes[0]) ** power
-        ax.plot(sizes, guide, **style.GUIDE)
-        ax.annotate(label, (sizes[-1], guide[-1]), xytext=(-3, 4), textcoords="offset points",
-                    ha="right", fontsize=7, color="0.3")  # fmt: skip
+        position = rows["samples"] * 1.04 ** (index - 1)
+        ax.errorbar(position, rows["threshold"], yerr=bars, capsize=2, label=KERNELS[name],
+                    **LOOKS[name])  # fmt: skip
+    ax.plot(sizes, sizes / 2, **style.GUIDE)
+    ax.plot(sizes, sizes**2, **style.GUIDE)
+    ax.fill_between(sizes, sizes**2, 4 * sizes[-1] ** 2, color="0.93", zorder=0, lw=0)
+    middle = sizes[len(sizes) // 2]
+    style.label_guide(ax, "$2 r = N$", (sizes[0], sizes[0] / 2))
+    ax.text(sizes[0], 2 * sizes[-1] ** 2, "guaranteed from an unknown\nmultiple of $N^2$ on",
+            fontsize=7, va="center")  # fmt: skip
+    ax.annotate("$r = N^2$", (middle, middle**2), xytext=(4, -9), textcoords="offset points",
+                fontsize=7)  # fmt: skip
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
     ax.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
-    ax.set(xlabel="samples $N$", ylabel="threshold width $r^*$")
-    ax.legend(fontsize=6, title="slope", title_fontsize=6.5, loc="upper left")
+    ax.set(xlabel="samples $N$", ylabel="width $r^*$, half converge")
+    ax.legend(fontsize=6.5, loc="lower right")
+
+
+def kappas(tables: Tables) -> Figure:
+    """Draw kappa of features as drawn over their number, with its limit."""
+    table = tables["kappas"]
+    kernels = _present(table)
+    if not kernels:
+        return style.not_run()
+    figure, axes = style.panels(len(kernels), width=8.2, height=2.9, sharey=True)
+    for ax, name in zip(axes, kernels, strict=True):
+        rows = table[table["kernel"] == name]
+        spread = rows.groupby("width")["kappa"].agg(["median", "min", "max"])
+        bars = [spread["median"] - spread["min"], spread["max"] - spread["median"]]
+        look = LOOKS[name]
+        ax.errorbar(spread.index, spread["median"], yerr=bars, capsize=1.5, elinewidth=0.8,
+                    **look)  # fmt: skip
+        limit = rows["limit"].iloc[0]
+        ax.axhline(limit, **style.GUIDE)
+        ax.axhline(limit + 1, color="0.45", linewidth=1)
+        first = _first_within(rows)
+        said = f"all within $\\kappa + 1$ from $r = {first:.0f}$ on" if first else "not all within"
+        ax.set_title(f"{KERNELS[name]}\n{said}", fontsize=8)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log", base=2)
+        style.plain_numbers(ax)
+        ax.set_xlabel("width $r$")
+    count = table.groupby(["kernel", "width"])["draw"].size().max()
+    axes[0].set_ylabel(f"$\\hat\\kappa$ of features ($n = {count}$)")
+    axes[0].annotate(r"$\kappa + 1$", (1.0, limit + 1), fontsize=7, xytext=(-2, 3), ha="right",
+                     xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+    return figure
+
+
+def _first_within(rows: pd.DataFrame) -> float | None:
+    """Return the smallest width from which on all draws are within kappa + 1."""
+    every = rows.groupby("width")["within"].all()
+    failing = every.index[~every]
+    held = every.index[every.index > (failing.max() if len(failing) else 0)]
+    return float(held.min()) if len(held) else None
 
 
 def pl(tables: Tables) -> Figure:
@@ -180,6 +226,7 @@ def pl(tables: Tables) -> Figure:
     table = tables["pl"]
     table = table[np.isinf(table["width"]) & (table["experiment"] == "embedding")]
     table = table[table["embedding"] == "scaling"]
+    table = table[table["data_seed"] == table["data_seed"].min()]
     sizes = sorted(table["size"].unique())
     if not sizes:
         return style.not_run()
@@ -196,8 +243,12 @@ def pl(tables: Tables) -> Figure:
 def _pl_panel(ax: Axes, rows: pd.DataFrame) -> None:
     for column, label, look in (
         ("upper", r"bound $M(\|v\|)$", {"color": style.COLORS[2], "marker": "v"}),
-        ("lower", r"bound $m(\|v\|)$, pass", {"color": style.COLORS[6], "linewidth": 4}),
-        ("lower_ball", r"bound $m(\|v\|)$, ball", {"color": style.COLORS[1], "linestyle": "--"}),
+        ("lower", r"bound $m(\|v\|)$, on the pass", {"color": style.COLORS[6], "linewidth": 4}),
+        (
+            "lower_ball",
+            r"bound $m(\|v\|)$, on the ball",
+            {"color": style.COLORS[1], "linestyle": "--"},
+        ),
     ):
         positive = rows[rows[column] > 0]
         ax.plot(positive["step"], positive[column], label=label, **look)
@@ -228,7 +279,7 @@ def embedding(tables: Tables) -> Figure:
     axes[0, 0].set_ylabel("left side of Eq. 15")
     axes[1, 0].set_ylabel("rate of decay per gradient step")
     style.legend_once(axes[0, ::-1], fontsize=6.5, loc="upper right")
-    style.legend_once(axes[1, ::-1], fontsize=6.5, loc="lower right")
+    style.legend_once(axes[1], fontsize=6.5, loc="lower right")
     return figure
 
 
@@ -243,6 +294,8 @@ def _left_sides(ax: Axes, table: pd.DataFrame) -> None:
         }
         medians = rows[np.isfinite(rows["left_side"])].groupby("size")["left_side"].median()
         ax.plot(medians, marker=style.MARKERS[index], label=f"{label}, proven", **look)
+        if np.isinf(width) and len(medians):
+            _power_law(ax, medians, table["embedding"].iloc[0])
         plug_in = rows.groupby("size")["plug_in"].median().dropna()
         ax.plot(plug_in, marker="x", ls="none", color=look["color"], label=f"{label}, plug-in")
     for radius in table.loc[np.isinf(table["width"]), "radius"].dropna()[:1]:
@@ -253,6 +306,18 @@ def _left_sides(ax: Axes, table: pd.DataFrame) -> None:
         )  # fmt: skip
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
+
+
+def _power_law(ax: Axes, medians: pd.Series, embedding: str) -> None:
+    """Draw the power law of a sweep through its last point."""
+    power, label = (
+        (-1, r"$\propto 1 / \alpha$") if embedding == "scaling" else (-0.25, "$q^{-1/4}$")
+    )
+    last, size = medians.iloc[-1], medians.index[-1]
+    sizes = medians.index[medians.index >= (4 if embedding == "scaling" else 0)]
+    guide = 0.4 * last * (np.array(sizes) / size) ** power
+    ax.plot(sizes, guide, color="0.45", linewidth=1, linestyle=style.DASHES[2])
+    style.label_guide(ax, label, (sizes[len(sizes) // 2], guide[len(sizes) // 2]))
 
 
 @style.panel
@@ -272,7 +337,7 @@ def _sweep_rates(ax: Axes, table: pd.DataFrame) -> None:
             label = r"$r = \infty$" if np.isinf(width) else f"$r = {width:.0f}$"
             ax.plot(part, marker=style.MARKERS[index], linestyle="none", color=color,
                     fillstyle="full" if filled else "none",
-                    label=label if filled else f"{label}, not every draw converged")  # fmt: skip
+                    label=label if filled else f"{label}, not every network converged")  # fmt: skip
     ax.set(ylim=(0, None))
 
 
@@ -281,31 +346,25 @@ def _onsets(axes: np.ndarray, table: pd.DataFrame) -> None:
     proven = table.loc[table["width"] == np.inf, "proven"].dropna()
     if proven.empty:
         return
-    onset = proven.iloc[0]
+    onset = proven.max()
     right = axes[0].get_xlim()[1]
     for ax in axes:
         ax.axvspan(onset, right, color="0.93", zorder=0, lw=0)
         ax.set_xlim(right=right)
     axes[0].annotate(
-        "Theorem 2\napplies", (onset, 0.97), xycoords=("data", "axes fraction"),
-        xytext=(3, 0), textcoords="offset points", va="top", fontsize=7, color="0.3",
+        "Theorem 2\napplies\n" + r"at $r = \infty$", (onset, 0.97),
+        xycoords=("data", "axes fraction"), xytext=(3, 0), textcoords="offset points",
+        va="top", fontsize=7, color="0.3",
     )  # fmt: skip
 
 
-def _ranges(
-    ax: Axes, rows: pd.DataFrame, name: str, shift: float, look: dict[str, Any], label: str
-) -> None:
-    rows = rows[np.isfinite(rows[f"{name}_median"])]
-    middle = rows[f"{name}_median"]
-    high = rows[f"{name}_max"].where(np.isfinite(rows[f"{name}_max"]), middle)
-    bars = [middle - rows[f"{name}_min"], high - middle]
-    style_of = {key: look[key] for key in ("color", "marker", "linestyle")}
-    ax.errorbar(rows["width"] * shift, middle, yerr=bars, capsize=1.5, linewidth=1, **style_of,
-                elinewidth=0.7, label=label)  # fmt: skip
-
-
-def _interval(line: pd.Series) -> str:
-    return f"{line['slope']:.2f} [{line['low']:.2f}, {line['high']:.2f}]"
+def _ranges(ax: Axes, rows: pd.DataFrame, look: dict[str, Any], label: str) -> None:
+    """Draw median rates relative to infinite width, with their ranges."""
+    middle, unit = rows["relative_rate"], rows["infinite_rate"]
+    bars = [middle - rows["rate_min"] / unit, rows["rate_max"] / unit - middle]
+    bars = [part.clip(lower=0).fillna(0) for part in bars]
+    ax.errorbar(rows["width"], middle, yerr=bars, capsize=1.5, linewidth=1, elinewidth=0.6,
+                markersize=3.5, label=label, **look)  # fmt: skip
 
 
 def _one_size(table: pd.DataFrame) -> pd.DataFrame:

@@ -39,8 +39,10 @@ class Ensemble:
         The networks.
     members
         Their size of embedding, width and draw.
-    step_size
-        eta of gradient descent.
+    step_sizes
+        eta of gradient descent, shape ``(members,)``.
+    smallest, largest
+        Extreme eigenvalues of each member's kernel matrix at the start, shape ``(members,)``.
     kappa, speed
         Constants of each member's space V, shape ``(members,)``: kappa of Assumption 1, and the
         largest ||phi(z) - phi(z')|| / ||z - z'||.
@@ -52,11 +54,20 @@ class Ensemble:
 
     model: RKHSResNet
     members: list[dict[str, Any]]
-    step_size: float
+    step_sizes: Tensor
+    smallest: Tensor
+    largest: Tensor
     kappa: Tensor
     speed: Tensor
     output_norm: float
     input_min: float
+
+    def loss_and_grad(self) -> Tensor:
+        """Compute the members' losses, and their gradients times their step sizes."""
+        losses = self.model.loss_and_grad()
+        gradient = self.model.gradient
+        gradient.mul_(self.step_sizes.to(gradient).view(-1, *[1] * (gradient.ndim - 1)))
+        return losses
 
 
 class WidthProblem(Problem):
@@ -64,6 +75,10 @@ class WidthProblem(Problem):
 
     An ensemble is trained until each of its members has converged or diverged, or to the last
     step; it stops at measurements only, so its numbers do not depend on other ensembles.
+
+    Near v = 0 gradient descent is stable if eta times the largest eigenvalue of the tangent kernel
+    is below 2. Few features put the same trace on few eigenvalues, so a common step size would
+    make them diverge; each member's goes by its own kernel matrix.
     """
 
     def __init__(self, settings: WidthSettings, context: Context) -> None:
@@ -75,9 +90,8 @@ class WidthProblem(Problem):
         self.ensembles = list(self._draw_ensembles())
         self.members = [m for ensemble in self.ensembles for m in ensemble.members]
         self.steps = settings.steps
-        self.optimizer = torch.optim.SGD(
-            [{"params": [e.model.weights], "lr": e.step_size} for e in self.ensembles], lr=1.0
-        )
+        # Gradients come multiplied by the step sizes, which differ by member.
+        self.optimizer = torch.optim.SGD([e.model.weights for e in self.ensembles], lr=1.0)
         count = len(self.members)
         self.losses = torch.zeros(count, dtype=torch.float64, device=self.device)
         self.start = torch.cat([e.model.evaluate().to(self.losses) for e in self.ensembles])
@@ -90,7 +104,7 @@ class WidthProblem(Problem):
     def loss_and_grad(self) -> Tensor:
         """Compute the losses and gradients of all networks that are still trained."""
         for _, ensemble, members in self._running():
-            losses = ensemble.model.loss_and_grad().to(self.losses)
+            losses = ensemble.loss_and_grad().to(self.losses)
             self.losses[members] = losses
             goal = self.settings.converged * self.start[members]
             reached = (self.converged_at[members] < 0) & (losses <= goal)
@@ -146,19 +160,35 @@ class WidthProblem(Problem):
         """Constants of the theory for every member: data, embedding, V, and the start v = 0."""
         frames = []
         for index, ensemble in enumerate(self.ensembles):
-            start = smallest_eigenvalue(ensemble.model.visited_grams()[:, 0])
             columns = {
                 "kappa": ensemble.kappa,
                 "speed": ensemble.speed,
-                "start_smallest": start,
+                "start_smallest": ensemble.smallest,
+                "start_largest": ensemble.largest,
                 "start_loss": self.start[self._slice(index)],
+                "step_size": ensemble.step_sizes,
             }
             frame = member_rows(ensemble.members, **columns)
-            frame["step_size"] = ensemble.step_size
             frame["output_norm"] = ensemble.output_norm
             frame["input_min"] = ensemble.input_min
             frames.append(frame.assign(separation=float(separation(self.inputs))))
         return pd.concat(frames, ignore_index=True)
+
+    def list_kappas(self) -> pd.DataFrame:
+        """Return kappa (Assumption 1) of as many features as are too many to train."""
+        frames = []
+        for size in embedding_sizes(self.settings):
+            states = len(embedding_maps(self.settings, size)[0])
+            for width in self.settings.kappa_width:
+                kappas = [
+                    feature_kappa(draw_frequencies(self.settings, self.kernel, width, states, draw))
+                    for draw in self.settings.draw
+                ]
+                frames.append(member_rows(self._draws(size, width), kappa=torch.stack(kappas)))
+        return pd.concat(frames, ignore_index=True)
+
+    def _draws(self, size: float, width: int) -> list[dict[str, Any]]:
+        return [{"size": size, "width": width, "draw": draw} for draw in self.settings.draw]
 
     def _running(self) -> Iterator[tuple[int, Ensemble, slice]]:
         for index, ensemble in enumerate(self.ensembles):
@@ -174,11 +204,14 @@ class WidthProblem(Problem):
         few = log_spaced(self.steps, settings.bound_probes)
         often = {*evenly_spaced(self.steps, settings.probes), *log_spaced(self.steps, 12), *few}
         # Bounds first: an ensemble that stops at this step has its last ones taken.
-        return [
+        probes = [
             Probe("constants", [0], self.list_constants),
             Probe("bounds", few, self.measure_bounds),
             Probe("metrics", sorted(often), self.measure),
         ]
+        if settings.kappa_width:
+            probes.append(Probe("kappas", [0], self.list_kappas))
+        return probes
 
     def _state(self) -> dict[str, Tensor | torch.Generator]:
         state: dict[str, Tensor | torch.Generator] = {
@@ -204,7 +237,11 @@ class WidthProblem(Problem):
 
     def _of_features(self, size: float, maps: tuple[Tensor, Tensor], width: int) -> Ensemble:
         settings = self.settings
-        frequencies = draw_frequencies(settings, self.kernel, width, len(maps[0]))
+        drawn = [
+            draw_frequencies(settings, self.kernel, width, len(maps[0]), draw)
+            for draw in settings.draw
+        ]
+        frequencies = torch.stack(drawn)
         model = FeatureResNet(
             self.inputs[None].to(self.device),
             self.targets[None].to(self.device),
@@ -219,8 +256,7 @@ class WidthProblem(Problem):
         # The bound needs a matrix of q^2 by q^2.
         affordable = len(maps[0]) <= settings.kappa_states_max
         kappa = feature_kappa(frequencies) if affordable else torch.full_like(speed, torch.nan)
-        members = [{"size": size, "width": width, "draw": draw} for draw in settings.draw]
-        return self._ensemble(model, members, maps, kappa, speed)
+        return self._ensemble(model, self._draws(size, width), maps, kappa, speed)
 
     def _of_the_kernel(self, size: float, maps: tuple[Tensor, Tensor]) -> Ensemble:
         settings = self.settings
@@ -246,11 +282,17 @@ class WidthProblem(Problem):
         kappa: Tensor,
         speed: Tensor,
     ) -> Ensemble:
-        output_norm = float(torch.linalg.matrix_norm(maps[1], 2))
+        settings, output_norm = self.settings, float(torch.linalg.matrix_norm(maps[1], 2))
+        model.evaluate()
+        eigenvalues = torch.linalg.eigvalsh(model.visited_grams()[:, 0])
+        smallest, largest = eigenvalues[:, 0], eigenvalues[:, -1]
+        relative = (settings.stability / largest).clamp_max(settings.step_size)
         return Ensemble(
             model=model,
             members=members,
-            step_size=self.settings.step_size * self.settings.samples / output_norm**2,
+            step_sizes=relative * settings.samples / output_norm**2,
+            smallest=smallest,
+            largest=largest,
             kappa=kappa,
             speed=speed,
             output_norm=output_norm,
@@ -270,13 +312,15 @@ def draw_data(settings: WidthSettings) -> tuple[Tensor, Tensor]:
     return inputs, settings.target_scale * targets
 
 
-def draw_frequencies(settings: WidthSettings, kernel: Kernel, width: int, states: int) -> Tensor:
-    """Draw frequencies ``(draws, r, q)``; the same for every size of a scaling embedding."""
-    drawn = (
-        kernel.frequencies((width, states), generator(draw, "frequencies", width, states))
-        for draw in settings.draw
-    )
-    return torch.stack(list(drawn))
+def draw_frequencies(
+    settings: WidthSettings, kernel: Kernel, width: int, states: int, draw: int
+) -> Tensor:
+    """Draw frequencies ``(r, q)`` of one network, the same for every size of a scaling.
+
+    Other data sets have other features.
+    """
+    purpose = ("frequencies", width, states, settings.data_seed)
+    return kernel.frequencies((width, states), generator(draw, *purpose))
 
 
 def embedding_sizes(settings: WidthSettings) -> Sequence[float]:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Strict,
+    model_validator,
+)
 
 from resnet_limits.classification_settings import ClassificationSettings, StepSchedule
-from resnet_limits.settings import Axis, Incidental, Mistake, Settings, TwoOrMore
+from resnet_limits.settings import Axis, Distinct, Incidental, Mistake, Settings, TwoOrMore
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Model = Literal["rkhs", "shl"]
+Mean = Annotated[tuple[float, ...], Strict(False), Field(min_length=1)]
+Std = Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)]
 MODEL = "residuals: with a fixed random hidden layer (rkhs), or with a trained one (shl)"
 
 
@@ -50,7 +59,11 @@ class WidthSettings(Settings):
     draw: Annotated[Axis[NonNegativeInt], Incidental()] = Field(description="seed of the features")
     depth: PositiveInt = Field(description="number of Euler steps D")
     step_size: PositiveFloat = Field(
-        description="step size of gradient descent in units of N / sigma_max(B)^2"
+        description="largest step size of gradient descent, in units of N / sigma_max(B)^2"
+    )
+    stability: PositiveFloat = Field(
+        description="step size in these units times the largest eigenvalue of a network's own "
+        "kernel matrix at the start, at most; from 2 on gradient descent is unstable"
     )
     steps: PositiveInt = Field(description="largest number of steps")
     converged: Fraction = Field(
@@ -67,6 +80,9 @@ class WidthSettings(Settings):
     )
     kappa_states_max: PositiveInt = Field(
         description="largest q for which kappa of the features is bounded"
+    )
+    kappa_width: Annotated[Distinct[PositiveInt], Incidental()] = Field(
+        description="numbers of features, too many to train, for which it is bounded as well"
     )
     probes: Annotated[TwoOrMore, Incidental()] = Field(
         description="number of evenly spaced steps at which losses are measured and finished runs "
@@ -88,14 +104,44 @@ class WidthSettings(Settings):
         return self
 
 
-class FlowSettings(ClassificationSettings):
-    """Settings of `FlowProblem`; epochs and milestones count from the end of pretraining."""
+class Normalization(Settings):
+    """What is subtracted from pixels, scaled to [0, 1], and what they are then divided by."""
+
+    mean: Mean = Field(description="per channel, or one for all")
+    std: Std = Field(description="per channel, or one for all")
+
+
+class ImageSettings(ClassificationSettings):
+    """Settings of both image problems."""
 
     model: Model = Field(description=MODEL)
+    normalization: Normalization = Field(
+        description="normalization of pixels scaled to [0, 1]: mean and standard deviation"
+    )
+
+    @model_validator(mode="after")
+    def _normalizes_every_channel(self) -> Self:
+        channels = 3 if self.dataset.startswith("cifar") else 1
+        for name, values in self.normalization:
+            if len(values) not in (1, channels):
+                raise Mistake(
+                    f"normalization.{name}",
+                    f"{len(values)} values for the {channels} channels of {self.dataset}; give "
+                    "one for each, or one for all.",
+                )
+        return self
+
+
+class FlowSettings(ImageSettings):
+    """Settings of `FlowProblem`; epochs and milestones count from the end of pretraining."""
+
     layers: PositiveInt = Field(
         description="intervals of the weights, and steps of the midpoint rule"
     )
     channels: PositiveInt = Field(description="channels of the flow and of its hidden layer")
+    interpolation: Literal["linear", "authors"] = Field(
+        description="residuals between nodes: of linear weights, or as in the authors' code"
+    )
     size: Literal[28] = Field(
         description="pixels a side of the input, for which the maps are made; smaller images are "
         "padded with zeros"
@@ -110,10 +156,9 @@ class FlowSettings(ClassificationSettings):
     pretraining_rate: PositiveFloat = Field(description="learning rate of pretraining")
 
 
-class BlockNetworkSettings(ClassificationSettings):
+class BlockNetworkSettings(ImageSettings):
     """Settings of `BlockNetworkProblem`."""
 
-    model: Model = Field(description=MODEL)
     layers: PositiveInt = Field(description="number of blocks of the third stage")
     width: PositiveInt = Field(
         description="channels of the first stage, doubled by each later stage"

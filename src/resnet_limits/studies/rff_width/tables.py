@@ -9,17 +9,22 @@ import numpy as np
 import pandas as pd
 import torch
 
+from resnet_limits.models.kernels import KERNELS
 from resnet_limits.probes import log_spaced
 from resnet_limits.runs import Run, Runs, collect
 from resnet_limits.stats import TooFewError, decay_columns, halfway, line_columns, means
 from resnet_limits.studies.rff_width import bounds
 
-UNSATURATED = 2.0  # widths r >= this times N enter the slope of the eigenvalues' error
-ROUNDING = 1e-5  # in float32; at v = 0 and far apart points the bounds are equalities
+# Widths r >= this times N enter the slope of the eigenvalues' error: the matrix of features is
+# then off by sqrt(N / r) of the kernel's or less, and eigenvalues follow to first order.
+ASYMPTOTIC = 8.0
+SATURATED = 4.0  # from this alpha on scaled neighbours are 10 length scales apart and lambda is 1
 CURVE_POINTS = 80  # measured steps next to as many log-spaced ones, that the table of curves keeps
-RUN = ["kernel", "samples", "embedding"]
+FAMILY = ["kernel", "samples", "embedding"]
+RUN = [*FAMILY, "data_seed"]
 MEMBER = [*RUN, "size", "width", "draw"]
-CELL = [*RUN, "size", "width"]
+CELL = [*FAMILY, "size", "width"]
+MARKS = ["dataset", "protocol"]
 LINE = ["slope", "low", "high", "intercept", "points"]
 DECAY = ["first_step", "last_step", "rate", "r_squared", "linear"]
 ONSET = ["proven", "observed", "decades", "first_alpha"]
@@ -32,19 +37,19 @@ def outcomes(runs: Runs) -> pd.DataFrame:
 
 
 def rates(runs: Runs) -> pd.DataFrame:
-    """Per kernel, N and width: how many draws converge or diverge, rates and final losses."""
+    """Per kernel, N and width: how many networks converge or diverge, rates and final losses."""
     return _summary(_outcomes(runs["width"]))
 
 
 def curves(runs: Runs) -> pd.DataFrame:
-    """Loss relative to the start over steps: median, least and largest of the remaining draws."""
+    """Loss relative to the start over steps: median and extremes of the remaining networks."""
     table = _with_constants(runs["width"], "metrics")
     measured = np.sort(table["step"].unique())
     wanted = np.searchsorted(measured, log_spaced(int(measured[-1]), CURVE_POINTS))
     table = table[table["step"].isin(measured[wanted])]
     table["relative_loss"] = table["loss"] / table["start_loss"]
     table = table[np.isfinite(table["relative_loss"])]
-    spread = table.groupby([*CELL, "step", "dataset"])["relative_loss"]
+    spread = table.groupby([*CELL, "step", *_marks(table)])["relative_loss"]
     return spread.agg(["median", "min", "max", "count"]).reset_index()
 
 
@@ -62,71 +67,80 @@ def eigenvalues(runs: Runs) -> pd.DataFrame:
             table.groupby(MEMBER, sort=False).tail(1).assign(when="end"),
         ],
         ignore_index=True,
-    )[[*MEMBER, "when", "step", "smallest", "exact", "gap", "diverged", "dataset"]]
+    )[[*MEMBER, "when", "step", "smallest", "exact", "gap", "diverged", *_marks(table)]]
 
 
 def eigenvalue_errors(runs: Runs) -> pd.DataFrame:
-    """Mean error over the draws with its interval, by kernel, N, width and time."""
+    """Mean error over the draws, and over data sets with its interval."""
     table = eigenvalues(runs).dropna(subset=["gap"])
-    return means(table, [*CELL, "when", "dataset"], "gap")
+    cell = [*CELL, "when", *_marks(table)]
+    draws = table.groupby([*cell, "data_seed"], as_index=False)["gap"].mean()
+    return means(draws.sort_values("width"), cell, "gap")
 
 
 def eigenvalue_slopes(runs: Runs) -> pd.DataFrame:
-    """Slope of the log of that mean over log r, where 2 r is far above N, by kernel and N."""
+    """Slope of the log of the mean error over log r, for large r, by kernel, N and data set.
+
+    ``excess`` is what the slope has above -1/2, the exponent of Proposition 2.
+    """
     table = eigenvalues(runs)
-    table = table[table["width"] >= UNSATURATED * table["samples"]]
-    rows = []
-    for (kernel, samples, when), group in table.groupby(["kernel", "samples", "when"], sort=False):
-        marks = {
-            "kernel": kernel,
-            "samples": samples,
-            "when": when,
-            "least_width": group["width"].min(),
-        }
-        line = line_columns(group, "width", "gap", LINE, mean_over="draw")
-        rows.append(marks | line | {"dataset": group["dataset"].iloc[0]})
-    columns = ["kernel", "samples", "when", "least_width", *LINE, "dataset"]
-    return pd.DataFrame(rows, columns=columns)
+    table = table[table["width"] >= ASYMPTOTIC * table["samples"]]
+    keys = ["kernel", "samples", "data_seed", "when", *_marks(table)]
+    rows = [
+        dict(zip(keys, key, strict=True))
+        | {"least_width": group["width"].min()}
+        | line_columns(group, "width", "gap", LINE, mean_over="draw")
+        for key, group in table.groupby(keys, sort=False)
+    ]
+    table = pd.DataFrame(rows, columns=[*keys, "least_width", *LINE])
+    return table.assign(excess=table["slope"] + 0.5)
 
 
 def thresholds(runs: Runs) -> pd.DataFrame:
-    """Per kernel and N: the width r* at which half of the draws converge, with its interval.
+    """Per kernel and N: the width r* at which half of the networks converge, with its interval.
 
-    ``fails`` is the largest width with a draw that does not converge, ``holds`` the smallest from
-    which on all do.
+    ``fails`` is the largest width with a network that does not converge, ``holds`` the smallest
+    from which on all do.
     """
     table = _outcomes(runs["width"])
+    table = table[np.isfinite(table["width"])]
+    keys = ["kernel", "samples", *_marks(table)]
     rows = []
-    for (kernel, samples), group in table.groupby(["kernel", "samples"], sort=False):
-        finite = group[np.isfinite(group["width"])]
-        fails = finite.loc[~finite["converged"], "width"].max()
-        holds = finite.loc[~(finite["width"] <= fails), "width"].min()
+    for key, group in table.groupby(keys, sort=False):
+        fails = group.loc[~group["converged"], "width"].max()
+        holds = group.loc[~(group["width"] <= fails), "width"].min()
         rows.append(
-            {
-                "kernel": kernel,
-                "samples": samples,
-                **_threshold(finite),
-                "fails": fails,
-                "holds": holds,
-                "diverged_draws": int(finite["diverged"].sum()),
-                "dataset": group["dataset"].iloc[0],
-            }
+            dict(zip(keys, key, strict=True))
+            | _threshold(group)
+            | {"fails": fails, "holds": holds, "diverged_networks": int(group["diverged"].sum())}
         )
     return pd.DataFrame(rows)
 
 
-def threshold_growth(runs: Runs) -> pd.DataFrame:
-    """Slope of log r* over log N, for each kernel and for all together."""
-    table = thresholds(runs)
-    groups = {**dict(list(table.groupby("kernel", sort=False))), "all": table}
-    return pd.DataFrame(
-        [
-            {"kernel": kernel}
-            | line_columns(group, "samples", "threshold", LINE)
-            | {"dataset": group["dataset"].iloc[0]}
-            for kernel, group in groups.items()
-        ]
-    )
+def wide(runs: Runs) -> pd.DataFrame:
+    """Per N and data set: whether all networks of r >= N^2 features reach zero linearly."""
+    table = _outcomes(runs["width"])
+    table = table[table["wide"]]
+    groups = table.groupby(["samples", "data_seed", *_marks(table)], sort=False)
+    return groups.agg(
+        networks=("draw", "count"), converge=("zero_at_linear_rate", "all")
+    ).reset_index()
+
+
+def kappas(runs: Runs) -> pd.DataFrame:
+    """Per features drawn: kappa of Assumption 1 against Eq. 19's, the limit in the width.
+
+    ``within`` tells whether it is at most kappa + 1, as Proposition 2 (i) has it.
+    """
+    parts = [_collect(runs["width"], "constants"), _collect(runs["width"], "kappas")]
+    table = pd.concat([part for part in parts if not part.empty], ignore_index=True)
+    table = table[np.isfinite(table["width"])].dropna(subset=["kappa"])
+    # The features of a width are the same whatever N is.
+    table = table.drop_duplicates(["kernel", "data_seed", "size", "width", "draw"])
+    table["limit"] = table["kernel"].map({name: kernel.kappa for name, kernel in KERNELS.items()})
+    table["within"] = table["kappa"] <= table["limit"] + 1
+    columns = ["kernel", "data_seed", "width", "draw", "kappa", "limit", "within"]
+    return table[[*columns, *_marks(table)]].reset_index(drop=True)
 
 
 def pl(runs: Runs) -> pd.DataFrame:
@@ -138,15 +152,16 @@ def pl(runs: Runs) -> pd.DataFrame:
 def pl_kept(runs: Runs) -> pd.DataFrame:
     """Per network: whether its quotient stayed within the bounds, and what the bounds say.
 
+    ``excess`` is the largest of M's and m's ratios to the quotient that should be at most 1.
     ``informative`` tells whether m was positive at every measurement; otherwise only M binds.
     """
     table = pl(runs)
-    lower, upper = table["lower"] * (1 - ROUNDING), table["upper"] * (1 + ROUNDING)
-    table["inside"] = table["quotient"].between(lower, upper)
+    quotient = table["quotient"]
+    table["excess"] = np.maximum(table["lower"] / quotient, quotient / table["upper"])
     table["positive"] = table["lower"] > 0
-    groups = table.groupby(["experiment", *MEMBER, "dataset"], sort=False)
+    groups = table.groupby(["experiment", *MEMBER, *_marks(table)], sort=False)
     return groups.agg(
-        kept=("inside", "all"),
+        excess=("excess", "max"),
         informative=("positive", "all"),
         measurements=("step", "count"),
         diverged=("diverged", "any"),
@@ -165,6 +180,33 @@ def sweep(runs: Runs) -> pd.DataFrame:
     return table.join(pd.DataFrame(rows, index=table.index, columns=SWEEP))
 
 
+def left_sides(runs: Runs) -> pd.DataFrame:
+    """Per data set: exponents of the left side of Eq. 15, and of the rate, over alpha and q.
+
+    At infinite width. Of the scaling, alpha of at least `SATURATED`; ``all_sizes`` has the
+    exponent over all of the sweep. ``rate_slope`` is that of the measured rate.
+    """
+    table = sweep(runs)
+    table = table[np.isinf(table["width"])]
+    table = table[np.isfinite(table["left_side"].astype(float))]
+    rows = []
+    keys = ["embedding", "data_seed", *_marks(table)]
+    for key, group in table.groupby(keys, sort=False):
+        large = group[(group["embedding"] == "lifting") | (group["size"] >= SATURATED)]
+        rows.append(
+            dict(zip(keys, key, strict=True))
+            | {
+                "slope": _exponent(large, "left_side"),
+                "all_sizes": _exponent(group, "left_side"),
+                "rate_slope": _exponent(group, "rate"),
+                "points": len(large),
+            }
+        )
+    columns = [*keys, "slope", "all_sizes", "rate_slope", "points"]
+    found = pd.DataFrame(rows, columns=columns)
+    return found.assign(deviation=(found["slope"] + 1).abs())
+
+
 def onsets(runs: Runs) -> pd.DataFrame:
     """Per draw of the scaling sweep: from which alpha on convergence is proven, and observed.
 
@@ -173,13 +215,13 @@ def onsets(runs: Runs) -> pd.DataFrame:
     """
     table = sweep(runs).query("embedding == 'scaling'")
     rows = []
-    for (width, draw), group in table.groupby(["width", "draw"], sort=False):
+    keys = ["width", "data_seed", "draw", *_marks(table)]
+    for key, group in table.groupby(keys, sort=False):
         group = group.sort_values("size")
         proven, seen = (_onset(group, name) for name in ("guaranteed", "converged"))
-        marks = {"width": width, "draw": draw, "dataset": group["dataset"].iloc[0]}
-        decades, first = math.log10(proven / seen), group["size"].min()
-        rows.append(marks | dict(zip(ONSET, (proven, seen, decades, first), strict=True)))
-    return pd.DataFrame(rows, columns=["width", "draw", *ONSET, "dataset"])
+        found = (proven, seen, math.log10(proven / seen), group["size"].min())
+        rows.append(dict(zip([*keys, *ONSET], [*key, *found], strict=True)))
+    return pd.DataFrame(rows, columns=[*keys, *ONSET])
 
 
 def theorem(runs: Runs) -> pd.DataFrame:
@@ -201,7 +243,21 @@ def _collect(runs: list[Run], probe: str) -> pd.DataFrame:
 
 
 def _constants(runs: list[Run]) -> pd.DataFrame:
-    return _collect(runs, "constants").drop(columns=["step", "dataset", "diverged", "steps"])
+    constants = _collect(runs, "constants")
+    return constants.drop(columns=["step", "diverged", "steps", *_marks(constants)])
+
+
+def _marks(table: pd.DataFrame) -> list[str]:
+    return [name for name in MARKS if name in table]
+
+
+def _exponent(rows: pd.DataFrame, y: str) -> float:
+    """Return the least-squares slope of log y over log size."""
+    rows = rows[rows[y].astype(float) > 0]
+    if rows["size"].nunique() < 2:
+        return math.nan
+    logs = np.log(rows[["size", y]].astype(float).to_numpy())
+    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
 
 
 def _with_constants(runs: list[Run], probe: str) -> pd.DataFrame:
@@ -217,14 +273,15 @@ def _pl(runs: list[Run]) -> pd.DataFrame:
     ]
     table = table.join(pd.concat(parts))
     columns = ["step", "norm", "quotient", "smallest", "lower", "lower_ball", "upper"]
-    return table[[*MEMBER, *columns, "kappa", "diverged", "dataset"]]
+    return table[[*MEMBER, *columns, "kappa", "diverged", *_marks(table)]]
 
 
 def _outcomes(runs: list[Run]) -> pd.DataFrame:
     """Per network: outcome, and the log-linear fit of the loss over the last half of its steps.
 
     A network's steps end where it converged, or at its last measurement. The rate is minus the
-    slope of the log loss over steps; a network that diverged has none.
+    slope of the log loss over steps; a network that diverged has none. ``effort`` counts steps in
+    units of the condition number of the network's kernel matrix at the start.
     """
     rows = [
         dict(zip(MEMBER, member, strict=True)) | _member_columns(group)
@@ -235,7 +292,6 @@ def _outcomes(runs: list[Run]) -> pd.DataFrame:
     table = table.join(infinite.rename("infinite_rate"), on=[*RUN, "size"])
     table["rate_ratio"] = table["rate"] / table["infinite_rate"]
     table["zero_at_linear_rate"] = table["converged"] & table["linear"]
-    table["singular"] = 2 * table["width"] < table["samples"]
     table["wide"] = np.isfinite(table["width"]) & (table["width"] >= table["samples"] ** 2)
     return table
 
@@ -246,32 +302,36 @@ def _member_columns(group: pd.DataFrame) -> dict[str, Any]:
     # A network that converged may have been trained further with the rest of its ensemble.
     until = converged_at if converged_at >= 0 else int(last["step"])
     final = group.loc[group["step"] >= until, "loss"].iloc[0]
+    smallest = max(last["start_smallest"], 0.0)
     return {
         "converged": converged_at >= 0,
         "diverged": bool(last["diverged"]) and converged_at < 0,
         "steps": until,
+        "effort": until * smallest / last["start_largest"],
         "final_relative_loss": final / last["start_loss"],
         **decay_columns(group[group["step"].between(until / 2, until)], DECAY),
-        "dataset": last["dataset"],
+        **{name: last[name] for name in _marks(group)},
     }
 
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:
-    groups = table.groupby([*CELL, "dataset"], sort=False)
+    groups = table.groupby([*CELL, *_marks(table)], sort=False)
     summary = groups.agg(
-        draws=("draw", "count"),
+        networks=("draw", "count"),
+        data_sets=("data_seed", "nunique"),
         converged=("converged", "sum"),
-        diverged_draws=("diverged", "sum"),
+        diverged_networks=("diverged", "sum"),
         rate_median=("rate", "median"),
         rate_min=("rate", "min"),
         rate_max=("rate", "max"),
-        infinite_rate=("infinite_rate", "first"),
+        infinite_rate=("infinite_rate", "median"),
+        relative_rate=("rate_ratio", "median"),
+        effort_median=("effort", "median"),
         loss_median=("final_relative_loss", "median"),
         loss_min=("final_relative_loss", "min"),
         loss_max=("final_relative_loss", "max"),
     ).reset_index()
-    finite = np.isfinite(summary["width"])
-    summary["relative_rate"] = (summary["rate_median"] / summary["infinite_rate"]).where(finite)
+    summary["relative_rate"] = summary["relative_rate"].where(np.isfinite(summary["width"]))
     return summary
 
 
@@ -298,9 +358,9 @@ def _theorem_columns(group: pd.DataFrame) -> dict[str, Any]:
         "proven_rate": proven_rate,
         "measured_rate": decay["rate"],
         "rate_ratio": decay["rate"] / proven_rate,
-        "holds": worst <= 1 + ROUNDING and largest <= found.radius,
+        "norm_ratio": largest / found.radius,
         "diverged": row.diverged,
-        "dataset": row.dataset,
+        **{name: getattr(row, name) for name in _marks(group)},
     }
 
 
