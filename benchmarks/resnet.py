@@ -1,8 +1,9 @@
 """One step of training a ResNet on images: this package's against a naive autograd loop.
 
-Ours is a step of `Classification`: images held as bytes, crops and flips as one tensor, channels
-last, bfloat16 where the processor computes with it, sorted time steps or none. The naive loop crops
-and flips float images one by one and applies the reference implementation in float32, contiguous.
+Ours is a step of `ResNetProblem`: images held as bytes, crops and flips as one tensor, channels
+last, convolutions in bfloat16 where the processor computes with it and all else in float32, sorted
+time steps or none. The naive loop crops and flips float images one by one and applies the reference
+implementation in float32, contiguous.
 All start from the same weights and see the same batches; a step includes its batch and the
 optimizer.
 
@@ -15,20 +16,19 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import _timing as timing
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from resnet_limits.classification import Classification
 from resnet_limits.data.batches import Draw
-from resnet_limits.data.images import Images
-from resnet_limits.models.resnet import NAMES, ResNet, network
-from resnet_limits.random import generator
-from resnet_limits.train import Context
+from resnet_limits.models.resnet import NAMES
+from resnet_limits.problem import Context
+from resnet_limits.settings import build, to_json
+from resnet_limits.spec import load_study
+from resnet_limits.studies.sorted_tau.problems import ResNetProblem
+from resnet_limits.studies.sorted_tau.settings import ResNetSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reference import resnet as reference
@@ -36,45 +36,30 @@ from tests.reference import resnet as reference
 COMPARED = 3  # steps; training amplifies rounding errors in later ones
 OURS = {
     "vanilla": ("vanilla", "auto"),
+    "trained steps": ("steps", "auto"),
     "sorted tau": ("sorted_tau", "auto"),
     "vanilla, float32": ("vanilla", "float32"),
 }
 
 
-def settings_of(arguments: argparse.Namespace, method: str, precision: str) -> SimpleNamespace:
-    """Return the settings of a training run as in the paper, but for its length."""
-    return SimpleNamespace(
-        network=arguments.network,
-        method=method,
-        dataset=arguments.dataset,
-        train_images=0,
-        size=arguments.size,
-        batch=arguments.batch,
-        epochs=COMPARED + arguments.repeats,  # at least as many steps
-        learning_rate=0.1,
-        momentum=0.9,
-        weight_decay=1e-4,
-        schedule={"kind": "step", "milestones": [], "factor": 0.1},
-        augmentation={"pad": 4, "flip": True},
-        precision={"cpu": precision, "cuda": precision},
-        seed=0,
-    )
+def settings_of(arguments: argparse.Namespace, method: str, precision: str) -> ResNetSettings:
+    """Return the settings of the paper's training run of ResNet-20, but for the arguments."""
+    run = next(load_study("sorted_tau").runs("paper", "resnet20"))
+    changes = {name: getattr(arguments, name) for name in ("network", "dataset", "size", "batch")}
+    changes |= {"method": method, "precision": {"cpu": precision, "cuda": precision}}
+    return build(ResNetSettings, to_json(run.settings) | changes, "the benchmark's settings")
 
 
 class Ours:
     """Training by this package."""
 
-    def __init__(self, settings: SimpleNamespace, root: Path) -> None:
-        def build(images: Images, _size: int) -> nn.Module:
-            channels, classes = images.train.images.shape[-1], len(images.classes)
-            weights = generator(0, "weights")
-            return network(settings.network, channels, classes, settings.method, weights)
-
-        self.problem = Classification(settings, Context(torch.device("cpu"), root), build)
+    def __init__(self, settings: ResNetSettings, root: Path) -> None:
+        self.problem = ResNetProblem(settings, Context(torch.device("cpu"), root))
 
     def step(self) -> list[Tensor]:
         """Train by one step; return the loss."""
-        loss = self.problem.step()
+        self.problem.optimizer.zero_grad()
+        loss = self.problem.loss_and_grad()
         self.problem.optimizer.step()
         assert self.problem.scheduler is not None
         self.problem.scheduler.step()
@@ -84,16 +69,17 @@ class Ours:
 class Naive:
     """What `Ours` does in float32, by a naive autograd loop."""
 
-    def __init__(self, settings: SimpleNamespace, root: Path) -> None:
+    def __init__(self, settings: ResNetSettings, root: Path) -> None:
         problem = Ours(settings, root).problem
-        self.settings, self.model = settings, cast(ResNet, problem.network)
+        self.settings = settings
+        self.model = problem.network
         self.model.to(memory_format=torch.contiguous_format)
         mean, std = (
             torch.tensor(values, dtype=torch.float32)[:, None, None]
             for values in (problem.images.mean, problem.images.std)
         )
         images = torch.as_tensor(problem.images.train.images).permute(0, 3, 1, 2) / 255
-        border = (settings.size - images.shape[-1]) // 2 + settings.augmentation["pad"]
+        border = (settings.size - images.shape[-1]) // 2 + settings.augmentation.pad
         # Normalized after padding with black, as in the package.
         self.images = ((F.pad(images, [border] * 4) - mean) / std).contiguous()
         self.labels = torch.as_tensor(problem.images.train.labels)
@@ -111,7 +97,8 @@ class Naive:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for epoch in range(self.settings.epochs):
-            draw = Draw.epoch(len(self.labels), self.settings.augmentation, 0, epoch)
+            augmentation = self.settings.augmentation
+            draw = Draw.epoch(len(self.labels), augmentation.pad, augmentation.flip, 0, epoch)
             for first in range(0, len(self.labels), self.settings.batch):
                 yield self._batch(draw[first : first + self.settings.batch])
 

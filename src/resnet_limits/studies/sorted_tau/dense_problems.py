@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,11 +64,15 @@ class DenseProblem(Problem):
     def loss_and_grad(self) -> Tensor:
         """Compute every network's loss and its gradients."""
         losses = []
-        for theta, activation in self._networks():
-            loss = self._loss(states(self.x, theta, activation)[-1])
+        for theta, loss in self._losses():
             (theta.grad,) = torch.autograd.grad(loss.sum(), [theta])
             losses.append(loss.detach())
         return torch.cat(losses)
+
+    def _losses(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield weights and losses of all networks, in the order of the members."""
+        for theta, activation in self._networks():
+            yield theta, self._loss(states(self.x, theta, activation)[-1])
 
     def _networks(self) -> Iterator[tuple[Tensor, str]]:
         for (activation, _), theta in zip(self.cases, self.theta, strict=True):
@@ -104,7 +110,7 @@ class ExpansionProblem(DenseProblem):
         return pd.concat(frames, ignore_index=True)
 
     def _orders(
-        self, series: list[Tensor], end: Tensor, members: list[dict[str, object]]
+        self, series: Sequence[Tensor], end: Tensor, members: Sequence[Mapping[str, Any]]
     ) -> Iterator[pd.DataFrame]:
         total, rest = self._norm(end - self.x), end
         for k, term in enumerate(series):
@@ -138,21 +144,18 @@ class GradientsProblem(DenseProblem):
             Probe("adjoint", [0, self.steps], self.measure_adjoint),
         ]
 
-    def loss_and_grad(self) -> Tensor:
-        """Compute the losses of the deep, then of the two-layer networks, and their gradients."""
-        return torch.cat([super().loss_and_grad(), *self._shallow_losses()])
-
-    def _shallow_losses(self) -> Iterator[Tensor]:
+    def _losses(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from super()._losses()
         for theta, (activation, _) in zip(self.shallow, self.cases, strict=True):
-            loss = self._loss(first_order(self.x, theta, activation))
-            (theta.grad,) = torch.autograd.grad(loss.sum(), [theta])
-            yield loss.detach()
+            yield theta, self._loss(first_order(self.x, theta, activation))
 
     def measure(self) -> pd.DataFrame:
         """Loss, and gradient in L2 over depth, sqrt(L sum_l ||dE/dtheta^l||^2), of all networks."""
-        losses = self.loss_and_grad()
-        gradients = [over_depth(theta.grad) for theta in (*self.theta, *self.shallow)]
-        return member_rows(self.members, loss=losses, gradient=torch.cat(gradients))
+        losses, gradients = [], []
+        for theta, loss in self._losses():
+            losses.append(loss)
+            gradients.append(over_depth(torch.autograd.grad(loss.sum(), [theta])[0]))
+        return member_rows(self.members, loss=torch.cat(losses), gradient=torch.cat(gradients))
 
     def measure_extremes(self) -> pd.DataFrame:
         """Extremes of the deep networks' adjoints, ||p(., t)|| over ||p(., 1)||, over depth.
@@ -212,7 +215,7 @@ def weights(width: int, depth: int, start: str, scale: float, seed: int) -> Tens
     source = generator(seed, "weights", start)
     layers = 1 if start == "tied" else depth
     drawn = torch.randn(layers, width, width, generator=source, dtype=torch.float64)
-    return scale * width**-0.5 * drawn.expand(depth, -1, -1).clone()
+    return drawn.expand(depth, -1, -1) * (scale / math.sqrt(width))
 
 
 def over_depth(gradient: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ COMPARISONS = {
     "both": "sorted tau\nminus vanilla",
 }
 SEED: dict[str, Any] = {"marker": "|", "color": "0.5", "markersize": 5, "linestyle": "none"}
+STAGE: dict[str, Any] = {"fontsize": 6.5, "color": "0.35", "ha": "center", "va": "top"}
 
 
 def pilot(tables: Tables) -> Figure:
@@ -171,7 +172,7 @@ def _legend(ax: Axes, table: pd.DataFrame) -> None:
         handles += [(filled, f"{LABELS[method]}, ours"), (hollow, f"{LABELS[method]}, paper")]
     handles.append((ax.plot([], [], **SEED)[0], "pairs, ours"))
     ran = table[table["status"] == "run"]
-    datasets = ", ".join(ran["dataset"].unique()) or "nothing"
+    datasets = ", ".join(ran["dataset"].unique()) or "not run"
     ax.figure.legend(
         *zip(*handles, strict=True),
         loc="outside upper center",
@@ -276,8 +277,8 @@ def _steps(ax: Axes, rows: pd.DataFrame, title: str) -> None:
         ax.axvline(stage * blocks + 0.5, color="0.8", linewidth=1)
     for stage in range(3):
         middle = stage * blocks + (blocks + 1) / 2
-        where = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "top"}
-        ax.text(middle, 0.98, f"stage {stage + 1}", fontsize=6.5, color="0.35", **where)
+        label = f"stage {stage + 1}"
+        ax.text(middle, 0.98, label, transform=ax.get_xaxis_transform(), **STAGE)
 
 
 def steps_or_sorting(tables: Tables) -> Figure:
