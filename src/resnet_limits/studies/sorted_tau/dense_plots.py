@@ -31,7 +31,9 @@ def expansion(tables: Tables) -> Figure:
     for ax, (name, title) in zip(axes, TERMS.items(), strict=True):
         _norms(ax, table[table["terms"] == name], title)
     axes[0].set_ylabel("norm of term $k$ over that of term 1")
-    style.legend_once(axes, title=_seeds(table, "mean, 95 %"), loc="lower left", fontsize=7)
+    style.legend_once(
+        axes, title=_seeds(table, "mean, 95 %"), loc="lower left", fontsize=7, title_fontsize=7
+    )
     return figure
 
 
@@ -66,7 +68,9 @@ def remainder(tables: Tables) -> Figure:
     for ax, activation in zip(axes, ACTIVATIONS, strict=True):
         _remainders(ax, table[table["activation"] == activation], activation)
     axes[0].set_ylabel("left out, relative to $X^L - X^0$")
-    style.legend_once(axes, title=_seeds(table, "mean, 95 %"), loc="lower left", fontsize=6.5)
+    style.legend_once(
+        axes, title=_seeds(table, "mean, 95 %"), loc="lower left", fontsize=6.5, title_fontsize=6.5
+    )
     return figure
 
 
