@@ -241,7 +241,7 @@ def steps(tables: Tables) -> Figure:
     axes[0].set_ylabel("step at the end; 1 is vanilla")
     for look, name in zip(style.looks(names).values(), names, strict=True):
         _count_changes(axes[-1], table[table["network"] == name], look, NETWORKS[name])
-    axes[-1].legend(title="mean and seeds", loc="upper left", fontsize=7, title_fontsize=7)
+    _say_changes(axes[-1], table)
     return figure
 
 
@@ -250,12 +250,18 @@ def _count_changes(ax: Axes, rows: pd.DataFrame, look: Mapping[str, Any], label:
     ax.plot(counts, color=look["color"], alpha=0.3, linewidth=0.6)
     every = max(1, len(counts) // 8)
     ax.plot(counts.mean(axis=1), **look, markevery=every, label=label)
-    last = counts.iloc[-1]
-    ax.set_title(f"the order {_changes(last.min(), last.max())}", fontsize=9)
     ax.set(xlabel="epoch", ylabel="updates that changed the order")
-    ax.set_ylim(-0.03 * max(1, last.max()), 1.3 * max(1, last.max()))  # room for the legend
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _say_changes(ax: Axes, rows: pd.DataFrame) -> None:
+    """Say in the title how often the order changed in a run, and make room for the legend."""
+    counts = rows.groupby(["network", "seed"])["changes"].max()
+    ax.set_title(f"the order {_changes(counts.min(), counts.max())}", fontsize=9)
+    most = max(1, counts.max())
+    ax.set_ylim(-0.03 * most, 1.3 * most)
+    ax.legend(title="mean and seeds", loc="upper left", fontsize=7, title_fontsize=7)
 
 
 def _steps(ax: Axes, rows: pd.DataFrame, title: str) -> None:
@@ -263,15 +269,15 @@ def _steps(ax: Axes, rows: pd.DataFrame, title: str) -> None:
     blocks = last["index"].max()
     depth = (last["stage"] - 1) * blocks + last["index"]
     look = LOOKS[last["method"].iloc[0]]
-    for shift, (_, run) in zip(
-        np.linspace(-0.2, 0.2, last["seed"].nunique()), last.groupby("seed"), strict=True
-    ):
+    seeds = last["seed"].nunique()
+    shifts = (np.arange(seeds) - (seeds - 1) / 2) * 0.4 / max(1, seeds - 1)
+    for shift, (_, run) in zip(shifts, last.groupby("seed"), strict=True):
         ax.plot(depth[run.index] + shift, run["size"], ".", color=look["color"], markersize=4)
     mean = last["size"].groupby(depth).mean()
     ax.plot(mean, "_", color="0.2", markersize=12, markeredgewidth=1.5)
     ax.axhline(1, **style.GUIDE)
     ax.set_xlabel("index in the order of execution")
-    ax.set_title(f"{title}\nmean, and each of $n = {last['seed'].nunique()}$ seeds", fontsize=9)
+    ax.set_title(f"{title}\nmean, and each of $n = {seeds}$ seeds", fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(y=0.12)
     for stage in range(1, 3):
@@ -307,7 +313,7 @@ def steps_or_sorting(tables: Tables) -> Figure:
         style.mark_not_run(axes[1][2])
     else:
         _count_changes(axes[1][2], panels["sorted_tau"], LOOKS["sorted_tau"], LABELS["sorted_tau"])
-        axes[1][2].legend(title="mean and seeds", loc="upper left", fontsize=7, title_fontsize=7)
+        _say_changes(axes[1][2], panels["sorted_tau"])
     return figure
 
 
