@@ -1,10 +1,11 @@
 """One step of training a ResNet on images: this package's against a naive autograd loop.
 
-Ours is a step of sorted tau's `ResNetProblem`: images held as bytes, crops and flips as one tensor,
-channels last, bfloat16 where the processor computes with it, sorted time steps or none. The naive
-loop crops and flips float images one by one and applies the reference implementation in float32,
-contiguous. All start from the same weights and see the same batches; a step includes its batch and
-the optimizer.
+Ours is a step of `ResNetProblem`: images held as bytes, crops and flips as one tensor, channels
+last, convolutions in bfloat16 where the processor computes with it and all else in float32, sorted
+time steps or none. The naive loop crops and flips float images one by one and applies the reference
+implementation in float32, contiguous.
+All start from the same weights and see the same batches; a step includes its batch and the
+optimizer.
 
     python benchmarks/resnet.py --network resnet20
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import _timing as timing
@@ -25,7 +25,8 @@ from torch import Tensor
 from resnet_limits.data.batches import Draw
 from resnet_limits.models.resnet import NAMES
 from resnet_limits.problem import Context
-from resnet_limits.settings import build
+from resnet_limits.settings import build, to_json
+from resnet_limits.spec import load_study
 from resnet_limits.studies.sorted_tau.problems import ResNetProblem
 from resnet_limits.studies.sorted_tau.settings import ResNetSettings
 
@@ -35,45 +36,50 @@ from tests.reference import resnet as reference
 COMPARED = 3  # steps; training amplifies rounding errors in later ones
 OURS = {
     "vanilla": ("vanilla", "auto"),
+    "trained steps": ("steps", "auto"),
     "sorted tau": ("sorted_tau", "auto"),
     "vanilla, float32": ("vanilla", "float32"),
 }
 
 
-def training(arguments: argparse.Namespace, method: str, precision: str) -> ResNetProblem:
-    """Return training as in the paper, but for its length."""
-    settings = {
-        "network": arguments.network,
-        "method": method,
-        "dataset": arguments.dataset,
-        "train_images": 0,
-        "size": arguments.size,
-        "batch": arguments.batch,
-        "epochs": COMPARED + arguments.repeats,  # at least as many steps
-        "learning_rate": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "schedule": {"kind": "step", "milestones": [], "factor": 0.1},
-        "augmentation": {"pad": 4, "flip": True},
-        "precision": {"cpu": precision, "cuda": precision},
-        "seed": 0,
-    }
-    context = Context(torch.device("cpu"), arguments.data_root)
-    return ResNetProblem(build(ResNetSettings, settings, "arguments"), context)
+def settings_of(arguments: argparse.Namespace, method: str, precision: str) -> ResNetSettings:
+    """Return the settings of the paper's training run of ResNet-20, but for the arguments."""
+    run = next(load_study("sorted_tau").runs("paper", "resnet20"))
+    changes = {name: getattr(arguments, name) for name in ("network", "dataset", "size", "batch")}
+    changes |= {"method": method, "precision": {"cpu": precision, "cuda": precision}}
+    return build(ResNetSettings, to_json(run.settings) | changes, "the benchmark's settings")
+
+
+class Ours:
+    """Training by this package."""
+
+    def __init__(self, settings: ResNetSettings, root: Path) -> None:
+        self.problem = ResNetProblem(settings, Context(torch.device("cpu"), root))
+
+    def step(self) -> list[Tensor]:
+        """Train by one step; return the loss."""
+        self.problem.optimizer.zero_grad()
+        loss = self.problem.loss_and_grad()
+        self.problem.optimizer.step()
+        assert self.problem.scheduler is not None
+        self.problem.scheduler.step()
+        return [loss]
 
 
 class Naive:
-    """What a problem does in float32, by a naive autograd loop."""
+    """What `Ours` does in float32, by a naive autograd loop."""
 
-    def __init__(self, problem: ResNetProblem) -> None:
-        self.settings, self.model = problem.settings, problem.network
+    def __init__(self, settings: ResNetSettings, root: Path) -> None:
+        problem = Ours(settings, root).problem
+        self.settings = settings
+        self.model = problem.network
         self.model.to(memory_format=torch.contiguous_format)
         mean, std = (
             torch.tensor(values, dtype=torch.float32)[:, None, None]
             for values in (problem.images.mean, problem.images.std)
         )
         images = torch.as_tensor(problem.images.train.images).permute(0, 3, 1, 2) / 255
-        border = (self.settings.size - images.shape[-1]) // 2 + self.settings.augmentation.pad
+        border = (settings.size - images.shape[-1]) // 2 + settings.augmentation.pad
         # Normalized after padding with black, as in the package.
         self.images = ((F.pad(images, [border] * 4) - mean) / std).contiguous()
         self.labels = torch.as_tensor(problem.images.train.labels)
@@ -90,9 +96,9 @@ class Naive:
         return [loss.detach()]
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        pad, flip = self.settings.augmentation.pad, self.settings.augmentation.flip
         for epoch in range(self.settings.epochs):
-            draw = Draw.epoch(len(self.labels), pad, flip, seed=0, epoch=epoch)
+            augmentation = self.settings.augmentation
+            draw = Draw.epoch(len(self.labels), augmentation.pad, augmentation.flip, 0, epoch)
             for first in range(0, len(self.labels), self.settings.batch):
                 yield self._batch(draw[first : first + self.settings.batch])
 
@@ -114,10 +120,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     arguments = timing.parse(parser)
 
-    naive = Naive(training(arguments, "vanilla", "float32"))
-    paths: dict[str, timing.Run] = {"naive loop": naive.step}
-    for name, ours in OURS.items():
-        paths[name] = partial(timing.training_step, training(arguments, *ours))
+    naive = settings_of(arguments, "vanilla", "float32")
+    paths = {"naive loop": Naive(naive, arguments.data_root).step}
+    for name, path in OURS.items():
+        paths[name] = Ours(settings_of(arguments, *path), arguments.data_root).step
     table = timing.Table(arguments, baseline="naive loop")
     times = table.add(f"{arguments.network}, {arguments.dataset}", paths, calls=COMPARED)
     table.save()

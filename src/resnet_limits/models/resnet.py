@@ -1,9 +1,12 @@
 """Convolutional ResNets with pre-activation: vanilla, or with trained, sorted time steps.
 
 Lu, Ma, Lu, Lu and Ying (ICML 2020) give each residual block a scalar tau beside its weights and run
-the blocks in the order of tau (Eq. 15, Algorithm 1):
+the blocks in the order of tau (Eq. 15, Algorithm 1). For n blocks whose times start equally spaced
+on [0, T],
 
-    X^{l+1} = X^l + (tau^l - tau^{l-1}) F(X^l; theta^l),    tau^0 = 0.
+    X^{l+1} = X^l + (n / T) (tau^l - tau^{l-1}) F(X^l; theta^l),    tau^0 = 0,
+
+so that every step is 1 at the start, as in the usual network.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 
 from resnet_limits.errors import require_known
 
-METHODS = ("vanilla", "sorted_tau")
+METHODS = ("vanilla", "steps", "sorted_tau")
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -74,11 +77,17 @@ NAMES: dict[str, Architecture] = {
 
 
 def network(
-    name: str, channels: int, classes: int, method: str, generator: torch.Generator
+    name: str,
+    channels: int,
+    classes: int,
+    method: str,
+    generator: torch.Generator,
+    time_scale: float = 1.0,
 ) -> ResNet:
     """Return a network of `NAMES` with freshly drawn weights.
 
-    Both methods draw the same numbers, and compute the same until tau is trained.
+    All methods draw the same numbers, and compute the same until tau is trained; ``steps`` and
+    ``sorted_tau`` also do after that, until two blocks change places.
 
     Parameters
     ----------
@@ -94,6 +103,8 @@ def network(
         One of `METHODS`.
     generator
         Source of the weights.
+    time_scale
+        As in `ResNet`.
 
     Raises
     ------
@@ -102,7 +113,7 @@ def network(
     """
     require_known(name, NAMES, "network")
     require_known(method, METHODS, "method")
-    model = ResNet(NAMES[name], channels, classes, method == "sorted_tau")
+    model = ResNet(NAMES[name], channels, classes, method, time_scale)
     initialize(model, generator)
     return model
 
@@ -134,11 +145,13 @@ class Timed(NamedTuple):
 class ResNet(nn.Module):
     """A stem, three stages of residual blocks, batch norm, average pooling and a linear classifier.
 
-    With ``sorted_tau`` a block has one more parameter: each stage's ``tau``, 1, ..., n at first.
-    A block's step is its tau minus the next smaller one of its stage (0 for the smallest), so a
-    stage's steps add up to its largest tau. Blocks run in the order of tau, ties in the order of
-    their indices. A stage's first block stays first if it changes shapes, since no other fits
-    there; its step too is that of its own tau.
+    Blocks of one shape make a group, in which Eq. 15 holds: a stage is one group, unless its first
+    block changes the shape. No other block fits there, so that one stays first and is a group of
+    its own, whose step is its own tau over T; the rest of the stage begins anew at tau^0 = 0, and
+    its steps add up to n / T times its largest tau.
+
+    States, batch norm's statistics, pooling and logits have the images' type. Under autocast only
+    the blocks' branches are in lower precision: what convolutions read, and what they return.
 
     Parameters
     ----------
@@ -146,8 +159,13 @@ class ResNet(nn.Module):
         The shape.
     channels, classes
         Numbers of image channels and of classes.
-    sorted_tau
-        Whether steps are trained.
+    method
+        ``vanilla``: every step is 1. ``steps``: tau is trained, and blocks keep the order of their
+        indices, so that steps may become negative. ``sorted_tau``: blocks run in the order of tau,
+        ties in the order of their indices.
+    time_scale
+        T, at which every group's time ends at first. Gradient descent on tau moves steps
+        (n / T)^2 times as fast as descent on the steps themselves would.
 
     Attributes
     ----------
@@ -155,8 +173,17 @@ class ResNet(nn.Module):
         Each stage's times, by index of the block; empty unless trained.
     """
 
+    _rate: Tensor
+    _follows: Tensor
+    _stays: Tensor
+
     def __init__(
-        self, architecture: Architecture, channels: int, classes: int, sorted_tau: bool
+        self,
+        architecture: Architecture,
+        channels: int,
+        classes: int,
+        method: str = "vanilla",
+        time_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.stem = _convolution(channels, architecture.stem, 3)
@@ -164,10 +191,14 @@ class ResNet(nn.Module):
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
         self.norm = nn.BatchNorm2d(architecture.outputs[-1])
         self.classifier = _undrawn(nn.Linear, architecture.outputs[-1], classes)
-        tau = torch.arange(1.0, architecture.blocks + 1)
-        self.tau = nn.ParameterList([tau.clone() for _ in stages] if sorted_tau else [])
-        self._vanilla = [[Timed(index, None) for index in range(len(tau))] for _ in stages]
-        self._first_stays = [blocks[0].changes_shape for blocks in stages]
+        self._vanilla = [[Timed(index, None) for index in range(len(blocks))] for blocks in stages]
+        self._sorts = method == "sorted_tau"
+        sizes, ranks = _groups(stages)
+        self.register_buffer("_rate", sizes / time_scale, persistent=False)
+        self.register_buffer("_follows", (ranks > 1).double(), persistent=False)
+        self.register_buffer("_stays", _first_stays(stages), persistent=False)
+        tau = ranks / self._rate
+        self.tau = nn.ParameterList([] if method == "vanilla" else list(tau.clone()))
 
     @property
     def undecayed(self) -> list[str]:
@@ -175,31 +206,36 @@ class ResNet(nn.Module):
         return [name for name, _ in self.named_parameters() if name.startswith("tau.")]
 
     def steps(self) -> list[list[Timed]]:
-        """Return each stage's blocks and steps tau^l - tau^{l-1} in the order of execution.
+        """Return each stage's blocks and steps in the order of execution.
 
         Steps are differentiable with respect to tau.
         """
         if not self.tau:
             return self._vanilla
-        tau, order = torch.stack(list(self.tau)).sort(stable=True)
-        steps = torch.diff(tau, prepend=tau.new_zeros(len(tau), 1))
+        tau = torch.stack(list(self.tau))
+        order = self._order(tau.detach())
+        tau = tau.gather(1, order)
+        steps = self._rate * (tau - self._follows * tau.roll(1, 1))
         # Python must know the order to run the blocks: the only synchronization with a GPU.
-        timed = [
+        return [
             [Timed(*pair) for pair in zip(indices, row.unbind(), strict=True)]
             for indices, row in zip(order.tolist(), steps.unbind(), strict=True)
         ]
-        for schedule, first_stays in zip(timed, self._first_stays, strict=True):
-            if first_stays:
-                schedule.sort(key=lambda entry: entry.block > 0)
-        return timed
+
+    def _order(self, tau: Tensor) -> Tensor:
+        """Return the blocks' indices in the order of execution, ``(stages, blocks)``."""
+        if not self._sorts:
+            return torch.arange(tau.shape[1], device=tau.device).expand_as(tau)
+        return tau.masked_fill(self._stays, -math.inf).argsort(dim=1, stable=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, classes)`` of images ``(B, channels, size, size)``."""
-        x = self.stem(images)
+        x = self.stem(images).to(images.dtype)
         for blocks, schedule in zip(self.stages, self.steps(), strict=True):
             x = _run(list(blocks.children()), schedule, x)
-        x = F.relu(self.norm(x), inplace=True)
-        logits: Tensor = self.classifier(x.mean((2, 3)))
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.relu(self.norm(x), inplace=True)
+            logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
 
 
@@ -246,22 +282,52 @@ class Block(nn.Module):
     def forward(self, x: Tensor, step: Tensor | None = None) -> Tensor:
         """Return the next state; the step is 1 unless given."""
         first, *others = self.norms
-        hidden = F.relu(first(x), inplace=True)
+        hidden = F.relu(first(_as_read_by_convolutions(x)), inplace=True)
         shortcut = self._shortcut(x, hidden)
         for convolution, norm in zip(self.inner, others, strict=True):
             hidden = F.relu(norm(convolution(hidden)), inplace=True)
         # F ends with a convolution: scaling its few weights scales F without a pass over F.
         weight = self.last.weight if step is None else step * self.last.weight
-        return F.conv2d(hidden, weight, padding=self.last.kernel_size[0] // 2).add_(shortcut)
+        residual = F.conv2d(hidden, weight, padding=self.last.kernel_size[0] // 2)
+        # A sum of two types would convert first as well, but slower.
+        return residual.to(x.dtype).add_(shortcut)
 
     def _shortcut(self, x: Tensor, activations: Tensor) -> Tensor:
         if self.projection is not None:
             projected: Tensor = self.projection(activations)
-            return projected
+            return projected.to(x.dtype)
         if not self.changes_shape:
             return x
         # Pooling of single pixels rather than a slice, whose gradient would lose channels_last.
         return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.new_channels))
+
+
+def _as_read_by_convolutions(x: Tensor) -> Tensor:
+    """Return the state in the type that convolutions compute with under autocast.
+
+    Batch norm of it still sums in float32 or better.
+    """
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def _groups(stages: Sequence[Sequence[Block]]) -> tuple[Tensor, Tensor]:
+    """Return for every place in the order of execution its group's size, and its rank in the group.
+
+    Shapes ``(stages, blocks)``, in float64, so that differences such as 3 (2/3 - 1/3) are 1 when
+    rounded to float32.
+    """
+    count = len(stages[0])
+    alone = _first_stays(stages)[:, :1].double()
+    first = torch.arange(count).double() == 0
+    sizes = torch.where(first, count + alone * (1 - count), count - alone)
+    ranks = torch.arange(1.0, count + 1).double() - alone * ~first
+    return sizes, ranks
+
+
+def _first_stays(stages: Sequence[Sequence[Block]]) -> Tensor:
+    """Return which blocks change the shape, so that they stay first, ``(stages, blocks)``."""
+    return torch.tensor([[block.changes_shape for block in blocks] for blocks in stages])
 
 
 def _blocks(architecture: Architecture, stage: int) -> list[Block]:

@@ -1,128 +1,78 @@
-"""Sorted tau, Sections 2.2 and 3: a small dense network's expansion, adjoint and gradients."""
+"""Sorted tau, Sections 2.2 and 3: small dense networks' expansions, adjoints and gradients."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from resnet_limits.models.expansion import first_order, states, terms
+from resnet_limits.models.expansion import chain_terms, first_order, states, terms
 from resnet_limits.probes import log_spaced, member_rows
 from resnet_limits.problem import Context, Data, Probe, Problem
 from resnet_limits.random import generator
-from resnet_limits.studies.sorted_tau.settings import ExpansionSettings
+from resnet_limits.studies.sorted_tau.settings import (
+    DenseSettings,
+    ExpansionSettings,
+    GradientsSettings,
+)
 
-STEEPEST = {"sigmoid": 0.25, "tanh": 1.0, "identity": 1.0}
+STEEPEST = {"sigmoid": 0.25, "tanh": 1.0, "sin": 1.0, "identity": 1.0}
+EXPANSIONS = {"chains": chain_terms, "complete": terms}
 
 
-class ExpansionProblem(Problem):
-    """Networks of every activation and depth, fitted by gradient descent.
-
-    Starts and seeds are a tensor axis.
+class DenseProblem(Problem):
+    """Networks of every activation and depth; starts, scales and seeds are a tensor axis.
 
     E = mean over samples of (<w1, X^L(x)> - y)^2 / 2 with X^0 = w2 x (Eq. 2 and 3); w1 and w2 are
     fixed. Learning rates are proportional to depth, which makes steps those of the gradient flow
     in the space of distributions.
     """
 
-    def __init__(self, settings: ExpansionSettings, context: Context) -> None:
-        self.settings = settings
+    def __init__(self, settings: DenseSettings, context: Context) -> None:
         self.cases = list(itertools.product(settings.activation, settings.depth))
-        starts = list(itertools.product(settings.start, settings.seed))
+        starts = list(itertools.product(settings.start, settings.weight_scale, settings.seed))
+        names = ("activation", "depth", "start", "weight_scale", "seed")
         self.members = [
-            {"activation": activation, "depth": depth, "start": start, "seed": seed}
-            for (activation, depth), (start, seed) in itertools.product(self.cases, starts)
+            dict(zip(names, (*case, *start), strict=True))
+            for case, start in itertools.product(self.cases, starts)
         ]
-        drawn = zip(*(draw(settings, seed) for _, seed in starts), strict=True)
+        drawn = zip(*(draw(settings, seed) for *_, seed in starts), strict=True)
         x, y, w1 = (torch.stack(tensors).to(context.device) for tensors in drawn)
         self.x, self.y, self.w1 = x, y, w1
         self.data = Data.of("gaussian", [x, y])
         self.theta = [
-            torch.stack([weights(settings, start, depth, seed) for start, seed in starts])
+            torch.stack([weights(settings.width, depth, *start) for start in starts])
             .to(context.device)
             .requires_grad_()
             for _, depth in self.cases
         ]
         self.steps = settings.steps
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": [theta], "lr": settings.learning_rate * theta.shape[1]}
-                for theta in self.theta
-            ]
-        )
-        ends = [0, self.steps]
-        self.probes = [
-            Probe("metrics", log_spaced(self.steps, settings.probes), self.measure),
-            Probe("adjoint", ends, self.measure_adjoint),
-            Probe("terms", ends, self.measure_terms),
-        ]
+        self.optimizer = self._descent(settings, self.theta)
+
+    @staticmethod
+    def _descent(settings: DenseSettings, thetas: Iterable[Tensor]) -> torch.optim.Optimizer:
+        rate = settings.learning_rate
+        groups = [{"params": [theta], "lr": rate * theta.shape[1]} for theta in thetas]
+        return torch.optim.SGD(groups)
 
     def loss_and_grad(self) -> Tensor:
         """Compute every network's loss and its gradients."""
-        losses = [self._loss(states(self.x, *network)[-1]) for network in self._networks()]
-        for theta, loss in zip(self.theta, losses, strict=True):
+        losses = []
+        for theta, loss in self._losses():
             (theta.grad,) = torch.autograd.grad(loss.sum(), [theta])
-        return torch.cat(losses).detach()
+            losses.append(loss.detach())
+        return torch.cat(losses)
 
-    def measure(self) -> pd.DataFrame:
-        """Loss, extremes of the adjoint over depth, and both networks' gradients.
-
-        ``adjoint_least`` and ``adjoint_most`` are of ||p(., t)|| over ||p(., 1)||, and
-        ``adjoint_bound`` is what the blocks' Lipschitz constants guarantee for the least.
-        Gradients are in L2 over depth, sqrt(L sum_l ||dE/dtheta^l||^2), relative to the square
-        root of the loss.
-        """
-        rows = []
+    def _losses(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield weights and losses of all networks, in the order of the members."""
         for theta, activation in self._networks():
-            loss, gradient, adjoints = self._backward(theta, activation)
-            shallow_loss, shallow = self._shallow(theta, activation)
-            ratios = adjoints / adjoints[:, -1:]
-            lipschitz = torch.linalg.matrix_norm(theta.detach(), ord=2) * STEEPEST[activation]
-            rows.append(
-                {
-                    "loss": loss,
-                    "shallow_loss": shallow_loss,
-                    "gradient": gradient / loss.sqrt(),
-                    "shallow_gradient": shallow / shallow_loss.sqrt(),
-                    "adjoint_least": ratios.amin(1),
-                    "adjoint_most": ratios.amax(1),
-                    "adjoint_bound": (1 - lipschitz / theta.shape[1]).clamp_min(0).prod(1),
-                }
-            )
-        return member_rows(
-            self.members, **{name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        )
-
-    def measure_adjoint(self) -> pd.DataFrame:
-        """||p(., t)|| over ||p(., 1)|| at every layer's time t = l / L."""
-        frames, members = [], iter(self.members)
-        for theta, activation in self._networks():
-            _, _, adjoints = self._backward(theta, activation)
-            times = np.linspace(0, 1, adjoints.shape[1])
-            for values in adjoints / adjoints[:, -1:]:
-                frame = pd.DataFrame({"time": times, "ratio": values.cpu().numpy()})
-                frames.append(frame.assign(**next(members)))
-        return pd.concat(frames, ignore_index=True)
-
-    def measure_terms(self) -> pd.DataFrame:
-        """Norms of the expansion's terms, and of what the terms up to each order leave out."""
-        frames = []
-        for index, (theta, activation) in enumerate(self._networks()):
-            members = self.members[index * len(theta) : (index + 1) * len(theta)]
-            with torch.no_grad():
-                series = terms(self.x, theta, activation, self.settings.order)
-                end = states(self.x, theta, activation)[-1]
-            total = self._norm(end - self.x)
-            rest = end
-            for k, term in enumerate(series):
-                rest = rest - term
-                measured = {"norm": self._norm(term), "remainder": self._norm(rest) / total}
-                frames.append(member_rows(members, **measured).assign(order=k))
-        return pd.concat(frames, ignore_index=True)
+            yield theta, self._loss(states(self.x, theta, activation)[-1])
 
     def _networks(self) -> Iterator[tuple[Tensor, str]]:
         for (activation, _), theta in zip(self.cases, self.theta, strict=True):
@@ -132,29 +82,115 @@ class ExpansionProblem(Problem):
         output = torch.einsum("nsi,ni->ns", end, self.w1)
         return (output - self.y).square().mean(1) / 2
 
-    def _backward(self, theta: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return losses, gradient norms, and the adjoint's norms ``(networks, L + 1)``."""
-        x = self.x.detach().requires_grad_()
-        path = states(x, theta, activation)
-        loss = self._loss(path[-1])
-        gradient, *adjoints = torch.autograd.grad(loss.sum(), [theta, *path])
-        # The loss is a mean over samples, the adjoint a sample's own derivative.
-        norms = [self._norm(adjoint * x.shape[1]) for adjoint in adjoints]
-        return loss.detach(), over_depth(gradient), torch.stack(norms, dim=1)
-
-    def _shallow(self, theta: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-        """Return loss and gradient norm of the two-layer network with the same weights."""
-        loss = self._loss(first_order(self.x, theta, activation))
-        (gradient,) = torch.autograd.grad(loss.sum(), [theta])
-        return loss.detach(), over_depth(gradient)
-
     @staticmethod
     def _norm(values: Tensor) -> Tensor:
         """Return root mean square over samples of vectors' norms, ``(networks,)``."""
         return values.detach().square().sum(-1).mean(-1).sqrt()
 
 
-def draw(settings: ExpansionSettings, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+class ExpansionProblem(DenseProblem):
+    """Both expansions of the networks, before and after training."""
+
+    def __init__(self, settings: ExpansionSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self.order = settings.order
+        self.probes = [Probe("metrics", [0, self.steps], self.measure)]
+
+    def measure(self) -> pd.DataFrame:
+        """Norms of the expansions' terms, and of what the terms up to each order leave out."""
+        frames = []
+        for index, (theta, activation) in enumerate(self._networks()):
+            members = self.members[index * len(theta) : (index + 1) * len(theta)]
+            with torch.no_grad():
+                end = states(self.x, theta, activation)[-1]
+                for name, expand in EXPANSIONS.items():
+                    series = expand(self.x, theta, activation, self.order)
+                    frame = pd.concat(self._orders(series, end, members), ignore_index=True)
+                    frames.append(frame.assign(terms=name))
+        return pd.concat(frames, ignore_index=True)
+
+    def _orders(
+        self, series: Sequence[Tensor], end: Tensor, members: Sequence[Mapping[str, Any]]
+    ) -> Iterator[pd.DataFrame]:
+        total, rest = self._norm(end - self.x), end
+        for k, term in enumerate(series):
+            rest = rest - term
+            measured = {"norm": self._norm(term), "remainder": self._norm(rest) / total}
+            yield member_rows(members, **measured).assign(order=k)
+
+
+class GradientsProblem(DenseProblem):
+    """The deep networks, and two-layer networks that start with the same weights, both trained.
+
+    Attributes
+    ----------
+    shallow
+        Weights of the two-layer networks, shaped like ``theta``.
+    """
+
+    def __init__(self, settings: GradientsSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self.shallow = [theta.detach().clone().requires_grad_() for theta in self.theta]
+        self.optimizer = self._descent(settings, [*self.theta, *self.shallow])
+        self.deep_members = self.members
+        self.members = [
+            {"network": network, **member}
+            for network in ("deep", "two_layer")
+            for member in self.deep_members
+        ]
+        self.probes = [
+            Probe("metrics", log_spaced(self.steps, settings.probes), self.measure),
+            Probe("extremes", [0, self.steps], self.measure_extremes),
+            Probe("adjoint", [0, self.steps], self.measure_adjoint),
+        ]
+
+    def _losses(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from super()._losses()
+        for theta, (activation, _) in zip(self.shallow, self.cases, strict=True):
+            yield theta, self._loss(first_order(self.x, theta, activation))
+
+    def measure(self) -> pd.DataFrame:
+        """Loss, and gradient in L2 over depth, sqrt(L sum_l ||dE/dtheta^l||^2), of all networks."""
+        losses, gradients = [], []
+        for theta, loss in self._losses():
+            losses.append(loss)
+            gradients.append(over_depth(torch.autograd.grad(loss.sum(), [theta])[0]))
+        return member_rows(self.members, loss=torch.cat(losses), gradient=torch.cat(gradients))
+
+    def measure_extremes(self) -> pd.DataFrame:
+        """Extremes of the deep networks' adjoints, ||p(., t)|| over ||p(., 1)||, over depth.
+
+        ``adjoint_bound`` is what the blocks' Lipschitz constants guarantee for the least.
+        """
+        rows: dict[str, list[Tensor]] = {"least": [], "most": [], "bound": []}
+        for theta, activation in self._networks():
+            ratios = self._adjoints(theta, activation)
+            lipschitz = torch.linalg.matrix_norm(theta.detach(), ord=2) * STEEPEST[activation]
+            rows["least"].append(ratios.amin(1))
+            rows["most"].append(ratios.amax(1))
+            rows["bound"].append((1 - lipschitz / theta.shape[1]).clamp_min(0).prod(1))
+        columns = {f"adjoint_{name}": torch.cat(values) for name, values in rows.items()}
+        return member_rows(self.deep_members, **columns)
+
+    def measure_adjoint(self) -> pd.DataFrame:
+        """||p(., t)|| over ||p(., 1)|| at every layer's time t = l / L."""
+        frames, members = [], iter(self.deep_members)
+        for theta, activation in self._networks():
+            for ratios in self._adjoints(theta, activation):
+                times = np.linspace(0, 1, len(ratios))
+                frame = pd.DataFrame({"time": times, "ratio": ratios.cpu().numpy()})
+                frames.append(frame.assign(**next(members)))
+        return pd.concat(frames, ignore_index=True)
+
+    def _adjoints(self, theta: Tensor, activation: str) -> Tensor:
+        """Return the adjoint's norms relative to its end's, ``(networks, L + 1)``."""
+        path = states(self.x.detach().requires_grad_(), theta.detach(), activation)
+        adjoints = torch.autograd.grad(self._loss(path[-1]).sum(), path)
+        norms = torch.stack([self._norm(adjoint) for adjoint in adjoints], dim=1)
+        return norms / norms[:, -1:]
+
+
+def draw(settings: DenseSettings, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draw X^0 = w2 x ``(samples, width)``, targets ``(samples,)`` and w1 ``(width,)``.
 
     x is standard Gaussian, w2 has orthonormal columns, w1 norm 1, and the target is
@@ -171,17 +207,15 @@ def draw(settings: ExpansionSettings, seed: int) -> tuple[Tensor, Tensor, Tensor
     return x @ w2.mT, target, w1 / w1.norm()
 
 
-def weights(settings: ExpansionSettings, start: str, depth: int, seed: int) -> Tensor:
-    """Draw Gaussian weights ``(depth, width, width)`` of spectral scale ``weight_scale``.
+def weights(width: int, depth: int, start: str, scale: float, seed: int) -> Tensor:
+    """Draw Gaussian weights ``(depth, width, width)`` of spectral scale ``scale``.
 
     Those of `tied` are the same in every layer, those of `iid` are drawn for each.
     """
-    width = settings.width
     source = generator(seed, "weights", start)
     layers = 1 if start == "tied" else depth
     drawn = torch.randn(layers, width, width, generator=source, dtype=torch.float64)
-    spread: float = settings.weight_scale * width**-0.5
-    return spread * drawn.expand(depth, -1, -1).clone()
+    return drawn.expand(depth, -1, -1) * (scale / math.sqrt(width))
 
 
 def over_depth(gradient: Tensor) -> Tensor:

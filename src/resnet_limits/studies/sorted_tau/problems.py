@@ -1,4 +1,4 @@
-"""Sorted tau, Section 5: ResNets trained as usual and by Algorithm 1, and what sorting costs."""
+"""Sorted tau, Section 5: ResNets trained as usual, with steps, and by Algorithm 1; the cost."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ from resnet_limits.studies.sorted_tau.settings import CostSettings, ResNetSettin
 
 
 class ResNetProblem(Classification):
-    """One network, one method, one seed, whose weights and batches are those of both methods."""
+    """One network, one method, one seed, whose weights and batches are those of all methods."""
 
     settings: ResNetSettings
     network: ResNet
 
     def __init__(self, settings: ResNetSettings, context: Context) -> None:
         super().__init__(settings, context)
-        if settings.method == "sorted_tau":
+        if settings.method != "vanilla":
             self._follow_order()
 
     def build_network(self) -> ResNet:
         """Make the setting's network for the setting's method."""
         settings = self.settings
-        weights = generator(settings.seed, "weights")
         return network(
-            settings.network, self.image_channels, self.classes, settings.method, weights
+            settings.network,
+            self.image_channels,
+            self.classes,
+            settings.method,
+            generator(settings.seed, "weights"),
+            settings.time_scale,
         )
 
     def _follow_order(self) -> None:
@@ -50,17 +54,27 @@ class ResNetProblem(Classification):
             self.order.copy_(order)
         return super().loss_and_grad()
 
+    def logits(self, x: Tensor) -> Tensor:
+        """Apply the network in the chosen precision; in float32 where it is evaluated."""
+        if self.network.training:
+            return super().logits(x)
+        logits: Tensor = self.network(x)
+        return logits
+
     def measure_steps(self) -> pd.DataFrame:
-        """Each block's place and step, and in how many updates the order has changed so far."""
+        """Each block's index in the order of execution and its step, and changes of order so far.
+
+        ``changes`` counts the updates that changed the order.
+        """
         rows = [
             {
                 "stage": stage,
-                "place": place,
+                "index": index,
                 "block": block,
                 "size": 1.0 if step is None else float(step.detach()),
             }
             for stage, schedule in enumerate(self.network.steps(), start=1)
-            for place, (block, step) in enumerate(schedule, start=1)
+            for index, (block, step) in enumerate(schedule, start=1)
         ]
         frame = pd.DataFrame(rows).assign(changes=int(self.changes), **self.members[0])
         return frame.assign(epoch=int(self.taken) // self.steps_per_epoch)
@@ -70,7 +84,7 @@ class ResNetProblem(Classification):
 
 
 class CostProblem(Problem):
-    """Gradients of both methods' networks timed one after the other, on random images.
+    """Gradients of every method's network timed one after the other, on random images.
 
     Times are the processor's where the processor computes, so that other processes do not enter;
     on a GPU they are those of the clock. The optimizer's update is left out: it is the same but
@@ -89,7 +103,7 @@ class CostProblem(Problem):
         self.y = self.y.to(self.device)
         self.data = Data.of("random_images", [x, self.y])
         self.networks = {method: self._network(method) for method in METHODS}
-        self.members = [{"network": settings.network}]
+        self.members = [{"network": settings.network, "seed": settings.seed}]
         self.steps = settings.repeats
         self.optimizer = torch.optim.SGD(self.networks["vanilla"].parameters(), lr=0.0)
         self.seconds = torch.zeros(settings.repeats, len(METHODS), dtype=torch.float64)
@@ -98,10 +112,11 @@ class CostProblem(Problem):
         self.probes = [Probe("metrics", [self.steps], self.measure)]
 
     def loss_and_grad(self) -> Tensor:
-        """Time one gradient of each network; which comes first alternates."""
+        """Time one gradient of each network; which comes first goes round."""
         repeat = int(self.taken)
         losses = {}
-        for column in (repeat % 2, 1 - repeat % 2):
+        for shift in range(len(METHODS)):
+            column = (repeat + shift) % len(METHODS)
             method = METHODS[column]
             if repeat == 0:  # first calls choose algorithms and allocate memory
                 self._gradient(method)

@@ -27,8 +27,14 @@ class ResNetSettings(ClassificationSettings):
     """Settings of `ResNetProblem`."""
 
     network: Network = Field(description="network")
-    method: Literal["vanilla", "sorted_tau"] = Field(
-        description="plain training, or Algorithm 1: trained steps, blocks sorted by tau"
+    method: Literal["vanilla", "steps", "sorted_tau"] = Field(
+        description="plain training; trained steps in an order that stays; or Algorithm 1: trained "
+        "steps, blocks sorted by tau"
+    )
+    time_scale: PositiveFloat = Field(
+        description="T: tau starts equally spaced on [0, T], and a step is (n / T) (tau^l - "
+        "tau^{l-1}), 1 at the start; the smaller T, the faster tau moves relative to its spacing, "
+        "by the factor (n / T)^2. T = 1 is the paper's time, T = n has tau start at 1, ..., n"
     )
 
 
@@ -46,15 +52,22 @@ class CostSettings(Settings):
         description="type of convolutions by device; auto is bfloat16 where the processor "
         "computes with it, float32 elsewhere"
     )
-    seed: Annotated[NonNegativeInt, Incidental()] = Field(description="seed of weights and images")
+    seed: Annotated[NonNegativeInt, Incidental()] = Field(
+        description="seed of weights and images; each is a process of its own"
+    )
 
 
-class ExpansionSettings(Settings):
-    """Settings of `ExpansionProblem`."""
+class DenseSettings(Settings):
+    """Small dense networks fitted by gradient descent."""
 
-    activation: Axis[Literal["sigmoid", "tanh", "identity"]] = Field(description="activation sigma")
+    activation: Axis[Literal["sigmoid", "tanh", "sin", "identity"]] = Field(
+        description="activation sigma"
+    )
     start: Axis[Literal["tied", "iid"]] = Field(
         description="initial weights: the same in every layer, or drawn for each"
+    )
+    weight_scale: Axis[PositiveFloat] = Field(
+        description="standard deviation of initial weights, times sqrt(width)"
     )
     depth: Axis[TwoOrMore] = Field(description="number of layers L")
     seed: Annotated[Axis[NonNegativeInt], Incidental()] = Field(
@@ -63,15 +76,8 @@ class ExpansionSettings(Settings):
     samples: TwoOrMore = Field(description="number of samples")
     dimension: PositiveInt = Field(description="dimension of x")
     width: PositiveInt = Field(description="width of the states X")
-    weight_scale: PositiveFloat = Field(
-        description="standard deviation of initial weights, times sqrt(width)"
-    )
     steps: PositiveInt = Field(description="steps of full-batch gradient descent")
     learning_rate: PositiveFloat = Field(description="learning rate without its factor L")
-    order: Annotated[int, Field(ge=3)] = Field(description="highest order of the expansion")
-    probes: Annotated[TwoOrMore, Incidental()] = Field(
-        description="number of log-spaced steps that are measured"
-    )
 
     @model_validator(mode="after")
     def _embeds_its_inputs(self) -> Self:
@@ -82,3 +88,17 @@ class ExpansionSettings(Settings):
                 f"{self.width} is less than dimension; give at least {self.dimension}.",
             )
         return self
+
+
+class ExpansionSettings(DenseSettings):
+    """Settings of `ExpansionProblem`."""
+
+    order: Annotated[int, Field(ge=3)] = Field(description="highest order of the expansion")
+
+
+class GradientsSettings(DenseSettings):
+    """Settings of `GradientsProblem`."""
+
+    probes: Annotated[TwoOrMore, Incidental()] = Field(
+        description="number of log-spaced steps that are measured"
+    )
