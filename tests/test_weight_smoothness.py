@@ -255,7 +255,7 @@ def test_output_of_fewer_layers_nears_the_solution_of_the_ode():
 def test_chain_of_fewer_layers_takes_the_last_of_each_group():
     weights = path(12)
     W = weights.value.mT.contiguous()
-    x = torch.randn(4, 2, dtype=torch.float64)
+    x = torch.randn(4, 3, dtype=torch.float64)
     deep = DescendingChain(x, x, W, weights.value, 12, LayerRule(1 / 12), backend="torch")
     every = slice(2, None, 3)
     expected = forward(x, W[every], weights.value[every], LayerRule(1 / 4), backend="torch")
@@ -319,7 +319,7 @@ def test_growth_is_that_of_the_present_distance():
 
 
 def test_onset_of_softplus_in_proportion_to_depth_is_found():
-    betas = {"softplus1": 1, "softplus4": 4, "softplus16": 16, "softplus64": 64, "relu": np.inf}
+    betas = {f"softplus{beta}": beta for beta in (1, 4, 16, 64)} | {"relu": np.inf}
     rows = pd.DataFrame(
         [
             {"step": 9, "target": 2.0, "depth": depth, "activation": name}
@@ -330,6 +330,8 @@ def test_onset_of_softplus_in_proportion_to_depth_is_found():
     )
     onset = kink_tables.softplus_onset({"softplus_kink": [PlantedRun({}, metrics=rows)]})
     assert onset["slope"].iloc[0] == pytest.approx(1, abs=0.1)
+    corrected = [depth / math.log(depth) for depth in (4, 8, 16)]
+    np.testing.assert_allclose(onset["corrected"], corrected, rtol=0.2)
     assert onset.set_index("depth")["beta"][16] == pytest.approx(16)
 
 

@@ -1,6 +1,5 @@
 """Weight smoothness on images: what is measured, and contrasts of planted cells."""
 
-
 import numpy as np
 import pandas as pd
 import pytest

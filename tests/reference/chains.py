@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 ACTIVATIONS |= {
     f"softplus{beta}": partial(F.softplus, beta=beta, threshold=40)
-    for beta in (1, 4, 16, 64, 256, 1024)
+    for beta in (1, 16, 32, 64, 128, 256, 512, 1024)
 }
 
 

@@ -65,7 +65,7 @@ ACTIVATIONS |= {
     f"softplus{beta}": Activation(
         partial(_softplus, beta=beta), partial(_softplus_slope, beta=beta)
     )
-    for beta in (1, 4, 16, 64, 256, 1024)
+    for beta in (1, 16, 32, 64, 128, 256, 512, 1024)
 }
 
 

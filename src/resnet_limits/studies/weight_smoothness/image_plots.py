@@ -203,4 +203,5 @@ def _over_depth(ax: Axes, rows: pd.DataFrame, tables: Tables, guides: tuple[int,
         ax.plot([first, last], ends, **style.GUIDE)
         text = rf"$L^{{{power}}}$" if power else "constant"
         ax.annotate(text, (last, ends[1]), xytext=(3, -2), textcoords="offset points", fontsize=7)
+    style.plain_numbers(ax)
     ax.legend(fontsize=7, loc="lower left")

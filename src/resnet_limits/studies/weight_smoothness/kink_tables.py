@@ -75,10 +75,11 @@ def softplus_gaps(runs: Runs) -> pd.DataFrame:
 
 
 def softplus_onset(runs: Runs) -> pd.DataFrame:
-    """Beta at which the gap is half of ReLU's, by depth and target, and its slope over depth.
+    """Beta at which the gap is half of ReLU's, by depth and target, and its slopes over depth.
 
     Between the betas that were run, log beta is interpolated in the gap. ``slope`` is that of
-    log beta over log depth, the same in every row of a target.
+    log beta over log depth and ``corrected_slope`` that of log(beta / log beta), the same in every
+    row of a target; ``deviation`` is the latter's distance from 1.
     """
     rows = []
     for (depth, target), group in softplus_gaps(runs).groupby(["depth", "target"]):
@@ -86,13 +87,14 @@ def softplus_onset(runs: Runs) -> pd.DataFrame:
         low, high = finite["relative"].iloc[[0, -1]]
         log_beta = np.interp(0.5, finite["relative"], np.log(finite["beta"]))
         beta = np.exp(log_beta) if low < 0.5 < high else np.nan
-        rows.append({"depth": depth, "target": target, "beta": beta, **labels(group)})
+        corrected = {"corrected": beta / np.log(beta)}
+        rows.append({"depth": depth, "target": target, "beta": beta, **corrected, **labels(group)})
     table = pd.DataFrame(rows)
-    table["slope"] = np.nan
     for target, group in table.groupby("target"):
-        fit = line_columns(group, "depth", "beta", ["slope"])
-        table.loc[table["target"] == target, "slope"] = fit["slope"]
-    table["deviation"] = (table["slope"] - 1).abs()
+        own = table["target"] == target
+        for name, value in (("slope", "beta"), ("corrected_slope", "corrected")):
+            table.loc[own, name] = line_columns(group, "depth", value, ["slope"])["slope"]
+    table["deviation"] = (table["corrected_slope"] - 1).abs()
     return table
 
 

@@ -92,6 +92,7 @@ def _loss(ax: Axes, curves: pd.DataFrame) -> None:
     ax.set(yscale="log", xlabel="iteration", ylabel="loss")
     ax.set_title(f"{curves['seed'].nunique()} seeds", fontsize=8)
     ax.locator_params(axis="x", nbins=4)
+    style.plain_numbers(ax)
 
 
 @style.panel
@@ -117,10 +118,11 @@ def _quotient(ax: Axes, curves: pd.DataFrame, decay: pd.DataFrame) -> None:
         ax.plot(rows["step"], rows["quotient"], color=style.COLORS[1], **THIN, label=label)
     for number, (_, fit) in enumerate(decay.dropna(subset="plateau").iterrows()):
         ends = [fit["first_step"], fit["last_step"]]
-        look = {"color": style.COLORS[2], "linewidth": 1.2, "linestyle": style.DASHES[1]}
+        look: dict[str, Any] = {"color": style.COLORS[2], "linestyle": style.DASHES[1]}
         label = None if number else "its limit by the fit"
         ax.plot(ends, [fit["plateau"]] * 2, **look, label=label)
     ax.set(xscale="log", yscale="log", xlabel="iteration", ylabel=r"$L\,\|\nabla\ell\|^2/\ell$")
+    style.plain_numbers(ax)
     ax.legend(fontsize=7)
 
 
@@ -131,6 +133,7 @@ def _over_depth(ax: Axes, rows: pd.DataFrame, looks: dict[str, tuple[str, dict[s
             label = None if number else name
             ax.plot(curve["depth"], curve[column], **look | {"linewidth": 0.8}, label=label)
     depth_axis(ax, rows["depth"].unique())
+    style.plain_numbers(ax)
     ax.legend(fontsize=7)
 
 
@@ -148,4 +151,5 @@ def _over_width(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     ax.set(yscale="log", xlabel="width over samples, $m/n$", ylabel="quotient")
     ax.axvline(1, **style.GUIDE)
+    style.plain_numbers(ax)
     ax.legend(fontsize=7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from scipy.optimize import curve_fit
@@ -104,7 +106,7 @@ def plateau_columns(time: np.ndarray, rate: np.ndarray) -> dict[str, float]:
 def akaike(residuals: np.ndarray, parameters: int) -> float:
     """Return Akaike's criterion of a least-squares fit, up to a constant."""
     square = float(np.square(residuals).mean())
-    return len(residuals) * np.log(square) + 2 * parameters
+    return len(residuals) * math.log(square) + 2 * parameters
 
 
 def depth_constants(runs: Runs) -> pd.DataFrame:

@@ -103,15 +103,18 @@ def _softplus_kink(ax: Axes, rows: pd.DataFrame) -> None:
 @style.panel
 def _softplus_onset(ax: Axes, rows: pd.DataFrame) -> None:
     known = rows.dropna(subset="beta")
-    look = style.looks(["beta"])["beta"] | {"linestyle": "none"}
-    slope = rows["slope"].iloc[0]
-    ax.plot(known["depth"], known["beta"], **look, label=f"slope {slope:.2f}")
-    if len(known):
-        depth = known["depth"].to_numpy(dtype=float)
-        line = known["beta"].iloc[0] * depth / depth[0]
-        ax.plot(depth, line, **style.GUIDE, label=r"$\beta\propto L$")
+    names = {
+        "beta": rf"$\beta$: slope {rows['slope'].iloc[0]:.2f}",
+        "corrected": rf"$\beta/\log\beta$: slope {rows['corrected_slope'].iloc[0]:.2f}",
+    }
+    for column, look in style.looks(list(names)).items():
+        label, depth = names[column], known["depth"].to_numpy(dtype=float)
+        ax.plot(depth, known[column], **look | {"linestyle": "none"}, label=label)
+        if len(known):
+            ax.plot(depth, known[column].iloc[0] * depth / depth[0], **style.GUIDE)
     depth_axis(ax, rows["depth"].unique())
-    ax.set_ylabel(r"$\beta$ at half of ReLU's gap")
+    ax.set_ylabel(r"at half of ReLU's gap (lines: in proportion to $L$)")
+    style.plain_numbers(ax)
     ax.legend(fontsize=7)
 
 

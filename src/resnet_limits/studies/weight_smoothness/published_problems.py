@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ class PublishedProblem(Problem):
         return Data.of(PRESENT if tensors else ABSENT, tensors, count)
 
 
-def file_name(depth: int, member: dict[str, Any]) -> str:
+def file_name(depth: int, member: Mapping[str, Any]) -> str:
     """Return the name that the authors gave to a network's file."""
     return FILE.format(
         depth=depth,

@@ -13,7 +13,14 @@ from resnet_limits.settings import Axis, Mistake, NonEmpty, Settings, TwoOrMore
 CHANNELS = 16  # of which the compiled convolutions need a multiple
 
 Softplus = Literal[
-    "softplus1", "softplus4", "softplus16", "softplus64", "softplus256", "softplus1024"
+    "softplus1",
+    "softplus16",
+    "softplus32",
+    "softplus64",
+    "softplus128",
+    "softplus256",
+    "softplus512",
+    "softplus1024",
 ]
 Activation = Literal["gelu", "gelu_tanh", "tanh", "relu", "identity"] | Softplus
 SOFTPLUS = frozenset(get_args(Softplus))
