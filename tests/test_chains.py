@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from resnet_limits.models import engines
-from resnet_limits.models.activations import ACTIVATIONS, LayerRule
+from resnet_limits.models.activations import ACTIVATIONS, COMPILED, LayerRule
 from resnet_limits.models.chains import ChainLoss, chain
 from resnet_limits.models.descent import DescendingChain
 from resnet_limits.models.engines import has_numba
@@ -22,6 +22,8 @@ BACKENDS = [
     pytest.param("numba", marks=pytest.mark.skipif(not has_numba(), reason="no numba")),
     "torch",
 ]
+ENGINES = [("torch", activation) for activation in ACTIVATIONS]
+ENGINES += [pytest.param("numba", name, marks=BACKENDS[0].marks) for name in COMPILED]
 # (seeds, samples, d, m, depth): one layer, odd depths around the chunks of 32, odd sizes around the
 # tiles of 4 and vectors of 8 or 16, more samples than one block.
 SHAPES = [
@@ -50,8 +52,7 @@ def assert_same(results, expected, tolerance=1e-10):
         assert (result - exact).abs().max() <= tolerance * exact.abs().max()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("backend", "activation"), ENGINES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_are_those_of_the_naive_loop(shape, activation, backend):
     x, y, W, V = problem(*shape)
@@ -66,8 +67,7 @@ def test_gradients_are_those_of_the_naive_loop(shape, activation, backend):
     assert_same(results, [expected[0], *expected[2:]])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("backend", "activation"), ENGINES)
 def test_single_precision(activation, backend):
     x, y, W, V = problem((), 100, 16, 32, 64, torch.float32)
     rule = LayerRule(0.3, activation)

@@ -18,6 +18,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "identity": lambda z: z,
 }
+ACTIVATIONS |= {
+    f"softplus{beta}": partial(F.softplus, beta=beta, threshold=40)
+    for beta in (1, 16, 32, 64, 128, 256, 512, 1024)
+}
 
 
 def chain(x: Tensor, W: Tensor, V: Tensor, rule: LayerRule) -> Tensor:

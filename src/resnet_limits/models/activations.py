@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from torch import Tensor, clamp_min, gt, ops, tanh
+from torch import Tensor, clamp_min, gt, mul, ops, tanh
 
 
 class Activation(NamedTuple):
@@ -34,6 +34,15 @@ def _tanh_slope(argument: Tensor, out: Tensor) -> None:
     tanh(argument, out=out).square_().neg_().add_(1)
 
 
+def _softplus(argument: Tensor, out: Tensor, beta: float) -> None:
+    # Beyond the threshold it is the identity up to rounding, in float64 too.
+    ops.aten.softplus.out(argument, beta=beta, threshold=40, out=out)
+
+
+def _softplus_slope(argument: Tensor, out: Tensor, beta: float) -> None:
+    mul(argument, beta, out=out).sigmoid_()
+
+
 ACTIVATIONS = {
     "gelu": Activation(
         partial(_gelu, approximate="none"), partial(_gelu_slope, approximate="none")
@@ -49,6 +58,16 @@ ACTIVATIONS = {
     "identity": Activation(lambda argument, out: out.copy_(argument), lambda _, out: out.fill_(1)),
 }
 
+COMPILED = tuple(ACTIVATIONS)  # those that numba has
+
+# log(1 + exp(beta x)) / beta: ReLU as beta grows.
+ACTIVATIONS |= {
+    f"softplus{beta}": Activation(
+        partial(_softplus, beta=beta), partial(_softplus_slope, beta=beta)
+    )
+    for beta in (1, 16, 32, 64, 128, 256, 512, 1024)
+}
+
 
 @dataclass(frozen=True)
 class LayerRule:
@@ -60,7 +79,7 @@ class LayerRule:
         The factor of the residual, such as 1 / L.
     activation
         Sigma, one of `ACTIVATIONS`: "gelu" (by the error function), "gelu_tanh", "tanh", "relu",
-        "identity".
+        "identity", or "softplus" with its beta, such as "softplus16" (in torch only).
     inner_scale
         The factor of the activation's argument.
 

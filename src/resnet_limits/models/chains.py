@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resnet_limits.models.activations import ACTIVATIONS, LayerRule
+from resnet_limits.models.activations import ACTIVATIONS, COMPILED, LayerRule
 from resnet_limits.models.engines import choose_engine, is_compilable
 
 
@@ -193,8 +193,9 @@ class _Chain(torch.autograd.Function):
 
 
 def _new_engine(backend: str, x: Tensor, W: Tensor, rule: LayerRule, keep_states: bool) -> Engine:
-    needed = f"float32 or float64 on the CPU, not {x.dtype} on {x.device}"
-    if choose_engine(backend, is_compilable(x), needed) == "torch":
+    compilable = is_compilable(x) and rule.activation in COMPILED
+    needed = f"float32 or float64 on the CPU, not {x.dtype} on {x.device}, and no softplus"
+    if choose_engine(backend, compilable, needed) == "torch":
         return TorchEngine(x, W, rule, keep_states)
     # Imported only here: it takes half a second, and numba is optional.
     from resnet_limits.models.compiled.chains import NumbaEngine

@@ -11,6 +11,7 @@ kind, whose first axis is the layer's.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_limits.models.engines import BACKENDS, choose_engine, is_compilable
+from resnet_limits.models.smoothness import interpolate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -142,6 +144,22 @@ class DeepConvolution(nn.Module):
             name: getattr(self, name).unflatten(2, (-1, FILTER_SIZE, FILTER_SIZE))
             for name in ("conv1", "conv2")
         }
+
+    @torch.no_grad()
+    def deepened(self, factor: int) -> DeepConvolution:
+        """Return a network of ``factor`` times as many layers, without any training.
+
+        Parameters and running statistics of its layers are interpolated in depth, and each layer's
+        step is ``factor`` times smaller; the rest is the same.
+        """
+        self._spare.clear()  # not worth copying
+        deeper = copy.deepcopy(self)
+        deeper.depth = factor * self.depth
+        for name in ("conv1", "conv2", "bn1_weight", "bn1_bias", "bn2_weight", "bn2_bias"):
+            setattr(deeper, name, nn.Parameter(interpolate(getattr(self, name), factor)))
+        for name in ("bn1_mean", "bn1_var", "bn2_mean", "bn2_var"):
+            setattr(deeper, name, interpolate(getattr(self, name), factor))
+        return deeper
 
     def _loop(self, h: Tensor) -> Tensor:
         """Apply the layers one by one; bn2's parameters carry the factor 1/L."""

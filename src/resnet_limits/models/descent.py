@@ -7,11 +7,13 @@ where entries of size 1 are rounded to 1e-7. Their deviations resolve that diffe
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from resnet_limits.models.activations import LayerRule
-from resnet_limits.models.chains import ChainLoss
+from resnet_limits.models.chains import ChainLoss, chain
 
 
 class MovingWeights:
@@ -97,6 +99,8 @@ class DescendingChain:
     ----------
     W, V
         The weights in training.
+    rule
+        Step size, activation and inner scale.
     engine
         Name of the engine in use: "numba" or "torch".
     """
@@ -113,6 +117,7 @@ class DescendingChain:
         backend: str = "auto",
     ) -> None:
         self.depth = depth
+        self._x, self.rule, self._backend = x, rule, backend
         self.W = MovingWeights(W, depth)
         self.V = MovingWeights(V, depth)
         self._loss = ChainLoss(x, y, self.W.value, rule, backend=backend)
@@ -120,9 +125,44 @@ class DescendingChain:
 
     def loss(self) -> Tensor:
         """Return the mean squared error, shape () or (S,), and leave gradients in ``.grad``."""
+        W, V = self._weights()
+        return self._loss(W, V, self.W.grad, self.V.grad)
+
+    @torch.no_grad()
+    def states(self, count: int) -> Tensor:
+        """Return the hidden states at depths s = 1/count, ..., 1, of shape (count, ..., n, d).
+
+        Layer s L has depth s; `count` divides the number of layers. They are computed in float64:
+        rounding of float32 adds up over thousands of layers.
+        """
+        h, found, each = self._x.double(), [], self.depth // count
+        for first in range(0, self.depth, each):
+            layers = slice(first, first + each)
+            h = chain(h, *self._double(layers), self.rule, backend=self._backend)
+            found.append(h)
+        return torch.stack(found)
+
+    @torch.no_grad()
+    def coarse_output(self, depth: int) -> Tensor:
+        """Return the output, (..., n, d), of fewer layers with the weights of the same functions.
+
+        Layer k of them has the weights at s = k / depth, a divisor of the number of layers, and
+        the step is as much larger: both are discretizations of one ODE (Proposition 2). Like
+        `states`, in float64.
+        """
+        every = self.depth // depth
+        rule = replace(self.rule, step_size=every * self.rule.step_size)
+        weights = self._double(slice(every - 1, None, every))
+        return chain(self._x.double(), *weights, rule, backend=self._backend)
+
+    def _double(self, layers: slice) -> tuple[Tensor, Tensor]:
+        W, V = (weights[..., layers, :, :].double().contiguous() for weights in self._weights())
+        return W, V
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
         self.W.renew()
         self.V.renew()
-        return self._loss(self.W.value, self.V.value, self.W.grad, self.V.grad)
+        return self.W.value, self.V.value
 
 
 def train_chain(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Smoothness(NamedTuple):
@@ -46,3 +47,23 @@ def smoothness(weights: Tensor) -> Smoothness:
         ratio = differences.square().mean(0).sum() / (2 * path.var(0).sum())
     distances = torch.linalg.vector_norm(differences, dim=1)
     return Smoothness(ratio, distances.mean(), distances.max())
+
+
+def without(weights: Tensor, start: Tensor) -> Tensor:
+    """Return the weights less their component along the start, both of one shape.
+
+    Weight decay shrinks the start, so a difference from it keeps a part of it.
+    """
+    share = (weights * start).sum() / start.square().sum()
+    return weights - share * start
+
+
+def interpolate(weights: Tensor, factor: int) -> Tensor:
+    """Interpolate the weights of all layers, ``(L, ...)``, to those of ``factor`` times as many.
+
+    Layer k of L stands at depth (k - 1/2) / L. Between layers weights are linear in depth, before
+    the first and behind the last they are constant.
+    """
+    path = weights.flatten(1).T.unsqueeze(0)
+    finer = F.interpolate(path, scale_factor=factor, mode="linear", align_corners=False)
+    return finer[0].T.reshape(-1, *weights.shape[1:])

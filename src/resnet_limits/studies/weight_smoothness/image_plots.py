@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -10,9 +11,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from resnet_limits import style
+from resnet_limits.studies.weight_smoothness.plots import depth_axis, rows_of
 from resnet_limits.style import Tables
 
 ACTIVATIONS = {"identity": "identity", "gelu": "GELU", "relu": "ReLU"}
@@ -77,12 +79,12 @@ def _verdict(smooth: Any) -> str:
 
 def cifar_weights(tables: Tables) -> Figure:
     """Draw the paper's Figure 3: an entry of each convolution over layers; all initializations."""
-    entries = tables["cifar_entries"].query("entry == 0 and activation != 'identity'")
+    entries = rows_of(tables["cifar_entries"], entry=0).query("activation != 'identity'")
     if entries.empty:
         return style.not_run()
     activations, inits = (list(entries[axis].unique()) for axis in ("activation", "init"))
-    figure = plt.figure(figsize=(3.2 * len(inits), 2.5 * len(activations)))
-    grid = figure.subplots(len(activations), len(inits), squeeze=False, sharex=True)
+    figure = plt.figure(figsize=(3.2 * len(inits), 2.5 * len(activations) + 0.4))
+    grid = figure.subplots(len(activations), len(inits), squeeze=False, sharex=True, sharey=True)
     cells = tables["table1"].set_index(["activation", "init"])
     for ax, cell in zip(grid.flat, product(activations, inits), strict=True):
         rows = entries[(entries["activation"] == cell[0]) & (entries["init"] == cell[1])]
@@ -94,17 +96,27 @@ def cifar_weights(tables: Tables) -> Figure:
         ax.set_xlabel("layer $k$")
     for ax in grid[:, 0]:
         ax.set_ylabel("an entry of the convolution")
-    style.legend_once(grid.flat, fontsize=6.5, loc="best")
+    legend_above(figure, grid.flat)
     return figure
+
+
+def legend_above(figure: Figure, axes: Iterable[Axes]) -> None:
+    """Put the legend of the first panel that has one above all panels."""
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside upper center", ncol=len(labels), fontsize=7)
+            return
 
 
 def _weights(ax: Axes, rows: pd.DataFrame, cell: pd.Series) -> None:
     for name, look in CONVOLUTION_LOOKS.items():
         curve = rows[rows["convolution"] == name]
         start, end = curve[curve["epoch"] == 0], curve[curve["last"]]
-        line = look | {"marker": None}
-        ax.plot(start["layer"], start["value"], **line | {"linewidth": 0.5, "alpha": 0.6})
-        ax.plot(end["layer"], end["value"], **line | {"linewidth": 1.2}, label=CONVOLUTIONS[name])
+        line, label = look | {"marker": None}, CONVOLUTIONS[name]
+        thin = line | {"linewidth": 0.5, "alpha": 0.6}
+        ax.plot(start["layer"], start["value"], **thin, label=f"{label}, before training")
+        ax.plot(end["layer"], end["value"], **line | {"linewidth": 1.2}, label=f"{label}, after")
     activation, init = rows[["activation", "init"]].iloc[0]
     both = "   ".join(
         f"{label}: {cell[f'ratio_{name}']:.2g}" for name, label in CONVOLUTIONS.items()
@@ -118,7 +130,8 @@ def successive_distance(tables: Tables) -> Figure:
     """Draw the paper's Figure 4: mean successive distance by convolution and initialization."""
     table = tables["successive"].query("measure == 'mean_distance'")
     activations, inits = (list(table[axis].unique()) for axis in ("activation", "init"))
-    figure, axes = style.panels(len(activations), width=3.1 * len(activations), sharey=True)
+    size = {"width": 1.2 + 2.0 * len(activations), "height": 3.2}
+    figure, axes = style.panels(len(activations), sharey=True, **size)
     for ax, activation in zip(axes, activations, strict=True):
         _distances(ax, table[table["activation"] == activation], inits)
         ax.set_title(ACTIVATIONS[activation])
@@ -153,4 +166,42 @@ def _distances(ax: Axes, table: pd.DataFrame, inits: list[str]) -> None:
                 label=INITS[init] if trained else None,
             )
     ax.set_xticks([1, 2], ["$i=1$", "$i=2$"])
-    ax.set(xlim=(0.5, 2.5), yscale="log", xlabel="convolution")
+    ax.set(xlim=(0.6, 2.4), yscale="log", xlabel="convolution")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def smoothness_over_depth(tables: Tables) -> Figure:
+    """Draw von Neumann ratios over depth, and how outputs change at twice the depth."""
+    figure, (ratio, change) = style.panels(2, width=9.0, height=3.7)
+    points = tables["over_depth"]
+    _over_depth(ratio, rows_of(points, measure="ratio"), tables, (-2, -1, 0))
+    _over_depth(change, rows_of(points, measure="change"), tables, (-1, 0))
+    if len(points):
+        ratio.set_ylabel("von Neumann ratio of the trained weights")
+        change.set_ylabel("relative change of the outputs at depth $2L$")
+    return figure
+
+
+@style.panel
+def _over_depth(ax: Axes, rows: pd.DataFrame, tables: Tables, guides: tuple[int, ...]) -> None:
+    slopes = tables["depth_slopes"]
+    slopes = slopes[slopes["measure"] == rows["measure"].iloc[0]]
+    slopes = slopes.groupby(["activation", "init"])["slope"].mean()
+    cells = list(dict.fromkeys(zip(rows["activation"], rows["init"], strict=True)))
+    for cell, look in style.looks(cells, skip=1).items():
+        here = rows[(rows["activation"] == cell[0]) & (rows["init"] == cell[1])]
+        name = f"{ACTIVATIONS[cell[0]]}, {INITS[cell[1]]}: slope {slopes[cell]:.2f}"
+        for number, (_, curve) in enumerate(here.sort_values("depth").groupby("seed")):
+            label = None if number else name
+            ax.plot(curve["depth"], curve["value"], **look | {"linewidth": 0.9}, label=label)
+    depth_axis(ax, rows["depth"].unique())
+    first, last = rows["depth"].min(), rows["depth"].max()
+    top = rows["value"].max()
+    for power in guides:
+        ends = [top, top * (last / first) ** power]
+        ax.plot([first, last], ends, **style.GUIDE)
+        text = rf"$L^{{{power}}}$" if power else "constant"
+        ax.annotate(text, (last, ends[1]), xytext=(3, -2), textcoords="offset points", fontsize=7)
+    style.plain_numbers(ax)
+    ax.legend(fontsize=7, loc="lower left")

@@ -1,4 +1,4 @@
-"""Weight smoothness: tidy tables to figures."""
+"""Weight smoothness, chains over depth: tidy tables to figures."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from resnet_limits.style import Tables
 WEIGHTS = ("V", "W")
 WEIGHT_LOOKS = style.looks(WEIGHTS, skip=1)
 MEANS = ("distance_means", "slope_means")
-ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU"}
-FILLS: dict[str, dict[str, Any]] = {"relu": {}, "gelu": {"markerfacecolor": "white"}}
-OUTSIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+RELU, GELU = "relu", "gelu"
 
 
 def lipschitz(tables: Tables) -> Figure:
     """Draw the paper's Figure 1 left: largest distance of neighbours over L; and over T."""
-    figure, axes = style.panels(3, width=10.0, height=3.6)
+    figure, axes = style.panels(3, width=11.0, height=3.9)
     for ax, weight in zip(axes, WEIGHTS, strict=False):
         points, fits = (_of(tables[name], weight, "largest") for name in MEANS)
-        _over_depth(ax, points, fits, "iteration $T$\n(slope)")
+        _over_depth(ax, points, fits)
         ax.set_ylabel(rf"$\max_{{k,\,t\leq T}}\ \|{weight}_{{k+1}}-{weight}_k\|_F$")
     _growth(axes[2], tables["extrapolated"].query("scaling == 'code'"))
+    _time_legend(figure, axes, "iteration $T$")
     return figure
 
 
 def depth_limit(tables: Tables) -> Figure:
     """Draw the paper's Figure 1 right: distance to the limit over L, in two norms."""
-    figure = plt.figure(figsize=(9.0, 6.6))
-    axes = figure.subplots(2, 2).flat
+    figure = plt.figure(figsize=(9.0, 7.0))
+    axes = list(figure.subplots(2, 2, sharex=True).flat)
     labels = {
         "l2": r"$\|{0}^L(\cdot,t)-{0}(\cdot,t)\|_{{L^2}}$",
         "sup": r"$\sup_s\ \|{0}^L(s,t)-{0}(s,t)\|_F$",
@@ -45,93 +44,147 @@ def depth_limit(tables: Tables) -> Figure:
     pairs = [(weight, measure) for weight in WEIGHTS for measure in labels]
     for ax, (weight, measure) in zip(axes, pairs, strict=True):
         points, fits = (_of(tables[name], weight, measure) for name in MEANS)
-        _over_depth(ax, points, fits, "iteration $t$\n(slope)")
+        _over_depth(ax, points, fits)
         ax.set_ylabel(labels[measure].format(weight))
+    _time_legend(figure, axes, "iteration $t$")
     return figure
 
 
-def long_time(tables: Tables) -> Figure:
-    """Draw the paper's Figure 2: entries over layers, and loss; then constants and quotient."""
-    figure = plt.figure(figsize=(9.5, 5.8))
-    (entry_v, entry_w, aside), (loss, constants, quotient) = figure.subplots(2, 3)
-    for ax, weight in zip((entry_v, entry_w), WEIGHTS, strict=True):
-        _entry(ax, tables["entries"].query("weight == @weight and entry == 0"), weight)
-    aside.axis("off")
-    handles, labels = entry_w.get_legend_handles_labels()
-    aside.legend(
-        handles, labels, title="after iteration", fontsize=8, title_fontsize=8, loc="center left"
-    )
-    curves, decay = tables["curves"], tables["decay"]
-    _loss(loss, curves, decay)
-    _constants(constants, curves)
-    _quotient(quotient, curves, decay)
+def state_limit(tables: Tables) -> Figure:
+    """Draw distances of hidden states and outputs to the limit's, and to the ODE's solution."""
+    figure, axes = style.panels(3, width=11.0, height=3.9)
+    labels = {
+        "states": r"$\sup_{s,i}\ \|h^L_{sL}(x_i)-H(s,x_i)\|$",
+        "output": r"$\sup_i\ \|F^L(x_i)-F(x_i)\|$",
+        "ode": r"$\sup_i\ \|F^L(x_i)-F(x_i)\|$, the limit's weights",
+    }
+    for ax, (measure, label) in zip(axes, labels.items(), strict=True):
+        points, fits = (_of(tables[name], "h", measure) for name in MEANS)
+        _over_depth(ax, points, fits)
+        ax.set_ylabel(label)
+    _time_legend(figure, axes, "iteration $t$")
     return figure
 
 
-def relu_counterexample(tables: Tables) -> Figure:
-    """Draw gaps after training over depth, and over time at the largest depth."""
-    gaps = tables["gaps"]
-    figure, (over_depth, over_time) = style.panels(2, width=9.5, height=3.6)
-    _gaps_over_depth(over_depth, gaps.query("last"), tables["gap_slopes"])
-    _gaps_over_time(over_time, gaps.query("deepest and step > 0"))
-    handles, labels = over_depth.get_legend_handles_labels()
-    over_time.legend(handles, labels, fontsize=7, **OUTSIDE)
+def softplus(tables: Tables) -> Figure:
+    """Draw where smoothness breaks between smooth activations and ReLU."""
+    figure, (chains, kink, onset) = style.panels(3, width=11.0, height=3.7)
+    _softplus_chains(chains, rows_of(tables["softplus_distances"], weight="W"), tables)
+    _softplus_kink(kink, tables["softplus_gaps"])
+    _softplus_onset(onset, tables["softplus_onset"])
     return figure
 
 
 @style.panel
-def _over_depth(ax: Axes, points: pd.DataFrame, fits: pd.DataFrame, legend: str) -> None:
+def _softplus_chains(ax: Axes, rows: pd.DataFrame, tables: Tables) -> None:
+    slopes = tables["softplus_slopes"].query("weight == 'W'").groupby("activation")["slope"].mean()
+    for activation, look in style.looks(list(rows["activation"].unique())).items():
+        curve = rows[rows["activation"] == activation]
+        label = f"{activation_name(activation)}: slope {slopes[activation]:.2f}"
+        bars = style.interval_bars(curve)
+        ax.errorbar(curve["depth"], curve["mean"], yerr=bars, **look, capsize=1.5, label=label)
+    depth_axis(ax, rows["depth"].unique())
+    ax.set_ylabel(r"$\max_k\ \|W_{k+1}-W_k\|_F$ after training")
+    ax.legend(fontsize=7)
+
+
+@style.panel
+def _softplus_kink(ax: Axes, rows: pd.DataFrame) -> None:
+    finite = rows[np.isfinite(rows["beta"])]
+    for depth, look in style.looks(sorted(finite["depth"].unique())).items():
+        curve = finite[finite["depth"] == depth].sort_values("beta")
+        ax.plot(curve["beta_over_depth"], curve["relative"], **look, label=f"$L={depth}$")
+    ax.axhline(1, **style.GUIDE)
+    style.label_guide(ax, "ReLU", (finite["beta_over_depth"].min(), 1))
+    ax.set(xscale="log", xlabel=r"$\beta/L$", ylabel="gap of neighbours over ReLU's")
+    ax.legend(fontsize=7)
+
+
+@style.panel
+def _softplus_onset(ax: Axes, rows: pd.DataFrame) -> None:
+    known = rows.dropna(subset="beta")
+    names = {
+        "beta": rf"$\beta$: slope {rows['slope'].iloc[0]:.2f}",
+        "corrected": rf"$\beta/\log\beta$: slope {rows['corrected_slope'].iloc[0]:.2f}",
+    }
+    for column, look in style.looks(list(names)).items():
+        label, depth = names[column], known["depth"].to_numpy(dtype=float)
+        ax.plot(depth, known[column], **look | {"linestyle": "none"}, label=label)
+        if len(known):
+            ax.plot(depth, known[column].iloc[0] * depth / depth[0], **style.GUIDE)
+    depth_axis(ax, rows["depth"].unique())
+    ax.set_ylabel(r"at half of ReLU's gap (lines: in proportion to $L$)")
+    style.plain_numbers(ax)
+    ax.legend(fontsize=7)
+
+
+def rows_of(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Return the rows with the wanted values; none of a table of which nothing was run."""
+    for column, value in wanted.items():
+        table = table[table[column] == value] if column in table else table.head(0)
+    return table
+
+
+def activation_name(activation: str) -> str:
+    """Return how a figure calls an activation."""
+    if activation.startswith("softplus"):
+        return rf"softplus, $\beta={activation.removeprefix('softplus')}$"
+    return {RELU: "ReLU", GELU: "GELU"}.get(activation, activation)
+
+
+@style.panel
+def _over_depth(ax: Axes, points: pd.DataFrame, fits: pd.DataFrame) -> None:
     """Draw a measure over depth for every time, means with intervals and fitted lines."""
-    _lines(ax, points, fits.set_index("step"))
-    _step_legend(ax, legend, fits.sort_values("step"))
+    by_step = fits.set_index("step")
+    for step, look in _time_looks(points["step"].unique()).items():
+        rows = points[points["step"] == step]
+        for fitted, face in ((True, look["color"]), (False, "white")):
+            some = rows[rows["fitted"] == fitted]
+            ax.errorbar(
+                some["depth"],
+                some["mean"],
+                yerr=style.interval_bars(some),
+                **look | {"linestyle": "none"},
+                markerfacecolor=face,
+                capsize=1.5,
+                label=f"{step}" if fitted else None,
+            )
+        fit, depth = by_step.loc[step], rows[rows["fitted"]]["depth"]
+        line = np.exp(fit["intercept"]) * depth ** fit["mean"]
+        ax.plot(depth, line, color=look["color"], linewidth=0.8)
+    slopes = fits["mean"].agg(["min", "max"])
+    ax.set_title(f"slopes {slopes['min']:.2f} to {slopes['max']:.2f}", fontsize=8)
+    depth_axis(ax, points["depth"].unique())
     _guide(ax, points)
 
 
-def _lines(ax: Axes, points: pd.DataFrame, fits: pd.DataFrame) -> None:
-    for (step, color), marker in zip(
-        style.ordered(points["step"].unique()).items(), _cycled(style.MARKERS), strict=False
-    ):
-        rows = points[points["step"] == step]
-        ax.errorbar(
-            rows["depth"],
-            rows["mean"],
-            yerr=style.interval_bars(rows),
-            color=color,
-            marker=marker,
-            markersize=3.5,
-            linestyle="none",
-            linewidth=0.8,
-            capsize=1.5,
-        )
-        fit = fits.loc[step]
-        line = np.exp(fit["intercept"]) * rows["depth"] ** fit["mean"]
-        ax.plot(rows["depth"], line, color=color, linewidth=0.8)
-    _depth_axis(ax, points["depth"].unique())
+def _time_looks(steps: Iterable[int]) -> dict[float, dict[str, Any]]:
+    looks = zip(style.ordered(steps).items(), _cycled(style.MARKERS), strict=False)
+    return {
+        step: {"color": color, "marker": marker, "markersize": 3.5, "linewidth": 0.8}
+        for (step, color), marker in looks
+    }
 
 
-def _step_legend(ax: Axes, title: str, fits: pd.DataFrame) -> None:
-    """List times beside the panel, latest first as the curves lie, with mean slopes."""
-    colors, markers = style.ordered(fits["step"]), _cycled(style.MARKERS)
-    handles = [
-        ax.plot(
-            [],
-            [],
-            color=colors[step],
-            marker=marker,
-            markersize=3.5,
-            linewidth=0.8,
-            label=f"{step} ({slope:.2f})",
-        )[0]
-        for step, slope, marker in zip(fits["step"], fits["mean"], markers, strict=False)
-    ]
-    ax.legend(
-        handles=handles[::-1],
-        title=title,
-        fontsize=6.5,
-        title_fontsize=6.5,
-        handlelength=1.2,
-        **OUTSIDE,
-    )
+def _time_legend(figure: Figure, axes: Iterable[Axes], title: str) -> None:
+    """List the times once, above the panels."""
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        times = [
+            (handle, label)
+            for handle, label in zip(handles, labels, strict=True)
+            if label.isdigit()
+        ]
+        if times:
+            figure.legend(
+                *zip(*times, strict=True),
+                title=title,
+                loc="outside upper center",
+                ncol=len(times),
+                fontsize=7,
+                title_fontsize=7,
+            )
+            return
 
 
 def _guide(ax: Axes, points: pd.DataFrame) -> None:
@@ -178,156 +231,26 @@ def _growth(ax: Axes, rows: pd.DataFrame) -> None:
         xscale="log",
         yscale="log",
         xlabel="iteration $T$",
-        ylabel=r"$L\ \max_{k,\,t\leq T}\ \|Z_{k+1}-Z_k\|_F$",
+        ylabel=r"$L\ \max_{k,\,t\leq T}$ of the distance of neighbours",
         title=f"$L = {depth}$",
     )
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.legend(fontsize=6.5, title="$Z$", title_fontsize=6.5, loc="upper left")
-
-
-def _entry(ax: Axes, rows: pd.DataFrame, weight: str) -> None:
-    entry = rows.iloc[0]
-    colors = style.ordered(rows["step"].unique())
-    looks = zip(colors.items(), _cycled(style.MARKERS), _cycled(style.DASHES), strict=False)
-    for (step, color), marker, dashes in looks:
-        curve = rows[rows["step"] == step]
-        ax.plot(
-            curve["layer"],
-            curve["value"],
-            color=color,
-            marker=marker,
-            markevery=8,
-            markersize=3.5,
-            linestyle=dashes,
-            linewidth=1.1,
-            label=f"{step}",
-        )
-    index = f"{entry['row'] + 1},{entry['column'] + 1}"
-    ax.set(xlabel="layer $k$", ylabel=rf"entry ({index}) of ${weight}_k$")
-
-
-def _loss(ax: Axes, curves: pd.DataFrame, decay: pd.DataFrame) -> None:
-    for (seed, look), (_, fit) in zip(_seeds(curves).items(), decay.iterrows(), strict=True):
-        rows = curves[curves["seed"] == seed]
-        ax.plot(rows["step"], rows["loss"], **look, label=f"seed {seed}: $r^2$ {_r2(fit)}")
-        if np.isfinite(fit["rate"]):
-            steps = np.array([fit["first_step"], fit["last_step"]])
-            line = np.exp(fit["intercept"] - fit["rate"] * steps)
-            ax.plot(steps, line, color="0.5", linewidth=3, alpha=0.4, zorder=1)
-    ax.set(yscale="log", xlabel="iteration", ylabel="loss")
-    ax.locator_params(axis="x", nbins=4)
-    ax.legend(fontsize=6.5, title="fit of second half", title_fontsize=6.5)
-
-
-def _r2(fit: pd.Series) -> str:
-    return f"{fit['r_squared']:.4f}"
-
-
-def _constants(ax: Axes, curves: pd.DataFrame) -> None:
-    for weight in WEIGHTS:
-        for number, (_, rows) in enumerate(curves.query("step > 1").groupby("seed")):
-            ax.plot(
-                rows["step"],
-                rows[f"{weight}_lipschitz"],
-                color=WEIGHT_LOOKS[weight]["color"],
-                linestyle=WEIGHT_LOOKS[weight]["linestyle"],
-                linewidth=0.9,
-                label=None if number else f"$Z={weight}$",
-            )
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="iteration",
-        ylabel=r"$L\ \max_k\ \|Z_{k+1}-Z_k\|_F$",
-    )
-    ax.legend(fontsize=6.5, title="every seed", title_fontsize=6.5)
-
-
-def _quotient(ax: Axes, curves: pd.DataFrame, decay: pd.DataFrame) -> None:
-    rows = curves.query("step > 0")
-    for seed, look in _seeds(curves).items():
-        curve = rows[rows["seed"] == seed]
-        ax.plot(curve["step"], curve["quotient"], **look, label=f"seed {seed}")
-    smallest = decay["smallest_quotient"].min()
-    ax.axhline(smallest, **style.GUIDE)
-    ax.annotate(
-        f"smallest: {smallest:.2g}",
-        (0.03, smallest),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        fontsize=6.5,
-    )
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="iteration",
-        ylabel=r"$L\,\|\nabla\ell\|^2/\ell$",
-    )
-    ax.legend(fontsize=6.5)
-
-
-def _gaps_over_depth(ax: Axes, rows: pd.DataFrame, slopes: pd.DataFrame) -> None:
-    for activation, name in ACTIVATIONS.items():
-        for target, look in _targets(rows).items():
-            curve = rows.query("activation == @activation and target == @target")
-            slope = slopes.query("activation == @activation and target == @target")["slope"].iloc[0]
-            label = f"{name}, $y={target:g}$: slope {slope:.2f}"
-            look = look | FILLS[activation] | {"linestyle": "none"}
-            ax.plot(curve["depth"], curve["gap"], **look, label=label)
-    for number, (target, look) in enumerate(_targets(rows).items()):
-        curve = rows[(rows["activation"] == "relu") & (rows["target"] == target)]
-        labels = ("ReLU, closed form", "the same, depth infinite") if number == 0 else (None, None)
-        ax.plot(
-            curve["depth"], curve["trained_gap"], color=look["color"], linewidth=1, label=labels[0]
-        )
-        ax.plot(curve["depth"], curve["limit_gap"], **style.GUIDE, label=labels[1])
-    depths = np.array(sorted(rows["depth"].unique()))
-    start = style.GUIDE | {"linestyle": style.DASHES[2]}
-    ax.plot(depths, 2 / depths, **start, label="2/L, gap at the start")
-    _depth_axis(ax, depths)
-    ax.set_ylabel(r"$\max_k\ |w_{k+1}-w_k|$ after training")
-
-
-def _gaps_over_time(ax: Axes, rows: pd.DataFrame) -> None:
-    for target, look in _targets(rows).items():
-        curves = rows[rows["target"] == target].groupby("activation")
-        for activation, dashes in zip(ACTIVATIONS, ("none", style.DASHES[1]), strict=True):
-            curve = curves.get_group(activation)
-            line = {"linestyle": dashes, "linewidth": 0.8, "markevery": 2}
-            ax.plot(curve["time"], curve["gap"], **look | FILLS[activation] | line)
-        limit = curves.get_group("relu")
-        ax.plot(limit["time"], limit["limit_gap"], **style.GUIDE)
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="time $t$ of the gradient flow",
-        ylabel=r"$\max_k\ |w_{k+1}-w_k|$",
-        title=f"$L = {rows['depth'].iloc[0]}$",
-    )
-
-
-def _targets(rows: pd.DataFrame) -> dict[float, dict[str, Any]]:
-    return style.looks(sorted(rows["target"].unique()))
-
-
-def _seeds(curves: pd.DataFrame) -> dict[int, dict[str, Any]]:
-    looks = style.looks(sorted(curves["seed"].unique()))
-    return {seed: look | {"marker": None, "linewidth": 1.2} for seed, look in looks.items()}
+    ax.legend(fontsize=6.5, loc="upper left")
 
 
 def _of(table: pd.DataFrame, weight: str, measure: str) -> pd.DataFrame:
-    wanted = {"scaling": "code", "weight": weight, "measure": measure}
-    return table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1) & (table["mean"] != 0)]
+    rows = rows_of(table, scaling="code", weight=weight, measure=measure)
+    return rows[rows["mean"] != 0]
 
 
 def _cycled(values: Sequence[Any]) -> list[Any]:
     return [*values] * 4
 
 
-def _depth_axis(ax: Axes, depths: Iterable[int]) -> None:
+def depth_axis(ax: Axes, depths: Iterable[int]) -> None:
+    """Make both axes logarithmic, with ticks at the depths."""
     shown = sorted(depths)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resnet_limits.data.synthetic import standard_normal
-from resnet_limits.models.activations import LayerRule
+from resnet_limits.models.activations import ACTIVATIONS, LayerRule
 from resnet_limits.models.descent import DescendingChain
 from resnet_limits.probes import evenly_spaced, log_spaced, member_rows
 from resnet_limits.problem import Context, Data, Probe, Problem
@@ -24,6 +24,7 @@ from resnet_limits.studies.weight_smoothness.settings import (
 )
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+NODES = 64  # depths at which hidden states are compared; fewer where a chain has fewer layers
 
 
 class LargeDepthProblem(Problem):
@@ -54,21 +55,31 @@ class LargeDepthProblem(Problem):
         return torch.stack([chain.loss() for chain in self.chains])
 
     def measure(self) -> pd.DataFrame:
-        """Loss, largest successive distances so far, and present distances to the limit.
+        """Loss, successive distances, and distances to the limit.
 
-        Successive distances are max over k and iterations t <= T of ||Z_{k+1}(t) - Z_k(t)||_F for
-        Z = V and W (Proposition 3, Figure 1 left); those to the limit are of the piecewise-constant
-        V^L(., T) and W^L(., T), in L2 over depth and in sup norm (Theorem 4, Figure 1 right).
+        ``V_largest`` and ``W_largest`` are max over k and iterations t <= T of
+        ||Z_{k+1}(t) - Z_k(t)||_F (Proposition 3, Figure 1 left), ``V_present`` and ``W_present``
+        that at t = T. To the limit: ``l2`` and ``sup`` of the piecewise-constant V^L(., T) and
+        W^L(., T), in L2 over depth and in sup norm (Theorem 4 (ii), Figure 1 right); ``states``,
+        of the hidden states, the largest over samples and depths s = j / `NODES`; ``output``, of
+        the output, the largest over samples (Theorem 4 (iii), (iv)); ``ode``, that of the output
+        of L layers with the limit's own weights (Proposition 2).
         """
+        present = torch.tensor(
+            [[float(w.successive_distance()) for w in (c.V, c.W)] for c in self.chains]
+        )
         columns = {
             "loss": self.loss_and_grad(),
             "V_largest": self.largest[0],
             "W_largest": self.largest[1],
+            "V_present": present[:, 0],
+            "W_present": present[:, 1],
         }
         if self.has_limit:
-            distances = torch.stack([self._to_limit(chain) for chain in self.chains], dim=1)
-            names = ("V_l2", "V_sup", "W_l2", "W_sup")
-            columns |= dict(zip(names, distances, strict=True))
+            weights = torch.stack([self._to_limit(chain) for chain in self.chains], dim=1)
+            states = torch.stack(self._states_to_limit(), dim=1)
+            names = ("V_l2", "V_sup", "W_l2", "W_sup", "states", "output", "ode")
+            columns |= dict(zip(names, torch.cat([weights.double(), states]), strict=True))
         return member_rows(self.members, **columns)
 
     def _update_largest(self) -> None:
@@ -79,6 +90,20 @@ class LargeDepthProblem(Problem):
     def _to_limit(self, chain: DescendingChain) -> Tensor:
         limit = self.chains[-1]
         return torch.stack([*chain.V.distances(limit.V), *chain.W.distances(limit.W)])
+
+    def _states_to_limit(self) -> list[Tensor]:
+        """Return each chain's distances of hidden states, output and ODE, of shape (3,)."""
+        limit = self.chains[-1]
+        solution = limit.states(math.gcd(limit.depth, NODES))
+        found = []
+        for chain in self.chains:
+            count = math.gcd(chain.depth, len(solution))
+            every = len(solution) // count
+            states = chain.states(count) - solution[every - 1 :: every]
+            ode = limit.coarse_output(chain.depth) - solution[-1]
+            norms = [torch.linalg.vector_norm(t, dim=-1).max() for t in (states, states[-1], ode)]
+            found.append(torch.stack(norms))
+        return found
 
 
 class LongTimeProblem(Problem):
@@ -98,7 +123,9 @@ class LongTimeProblem(Problem):
         self.probes = [
             Probe("metrics", sorted({*even, *log}), self.measure),
             Probe("entries", settings.times, self.measure_entries),
+            Probe("start", [0], self.measure_start),
         ]
+        self.least_quotient = least_quotient(self.chain, settings, x, W[0])
 
     def loss_and_grad(self) -> Tensor:
         """Compute loss and gradients."""
@@ -119,6 +146,10 @@ class LongTimeProblem(Problem):
             W_distance=chain.W.successive_distance().reshape(1),
             quotient=chain.depth * square / loss,
         )
+
+    def measure_start(self) -> pd.DataFrame:
+        """Return the smallest quotient that any targets could have at the start."""
+        return pd.DataFrame([{**self.members[0], "least_quotient": self.least_quotient}])
 
     def measure_entries(self) -> pd.DataFrame:
         """List some entries of V_k and W_k, always the same, over layers k."""
@@ -214,6 +245,23 @@ def start_chain(
     inner = math.sqrt(settings.dimension) if with_factors else 1.0
     rule = LayerRule(1 / (outer * depth), settings.activation, 1 / inner)
     return DescendingChain(x, y, W, V, depth, rule, backend=settings.backend)
+
+
+def least_quotient(
+    chain: DescendingChain, settings: RegressionSettings, x: Tensor, W: Tensor
+) -> float:
+    """Return the Polyak-Lojasiewicz constant at the start, over all targets.
+
+    With V = 0 only V has a gradient, and the quotient L ||grad loss||^2 / loss of residuals r is
+    (4 / (n d)) (L step_size)^2 tr(r^T G r) / ||r||^2, where G is the Gram matrix of the
+    sigma(inner_scale W x_i). Its infimum has G's smallest eigenvalue, which is 0 where m < n.
+    """
+    rule = chain.rule
+    features = rule.inner_scale * x.double() @ W.double().T
+    ACTIVATIONS[rule.activation].value(features, features)
+    smallest = torch.linalg.eigvalsh(features @ features.T)[0].clamp_min(0)
+    scale = (chain.depth * rule.step_size) ** 2
+    return float(4 * scale * smallest / (settings.samples * settings.dimension))
 
 
 def gradient_descent(

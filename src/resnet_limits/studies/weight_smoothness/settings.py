@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -11,7 +12,18 @@ from resnet_limits.settings import Axis, Incidental, Mistake, NonEmpty, Settings
 
 CHANNELS = 16  # of which the compiled convolutions need a multiple
 
-Activation = Literal["gelu", "gelu_tanh", "tanh", "relu", "identity"]
+Softplus = Literal[
+    "softplus1",
+    "softplus16",
+    "softplus32",
+    "softplus64",
+    "softplus128",
+    "softplus256",
+    "softplus512",
+    "softplus1024",
+]
+Activation = Literal["gelu", "gelu_tanh", "tanh", "relu", "identity"] | Softplus
+SOFTPLUS = frozenset(get_args(Softplus))
 Backend = Literal["auto", "numba", "torch"]
 EvenDepth = Annotated[int, Field(ge=2, multiple_of=2)]
 
@@ -28,6 +40,13 @@ class ChainSettings(Settings):
         description="how chains are computed: compiled by numba, by torch, or auto (numba where "
         "it is installed)"
     )
+
+
+def refuse_compiled_softplus(activations: Iterable[str], backend: str) -> None:
+    """Raise `Mistake` where a softplus is to be compiled: none is."""
+    found = SOFTPLUS & set(activations)
+    if found and backend == "numba":
+        raise Mistake("backend", f"{min(found)} is not compiled; give backend auto or torch.")
 
 
 class RegressionSettings(ChainSettings):
@@ -54,6 +73,11 @@ class RegressionSettings(ChainSettings):
             raise Mistake(
                 "times", f"{last} is after the end of training (steps: {self.steps}); leave it out."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> Self:
+        refuse_compiled_softplus([self.activation], self.backend)
         return self
 
 
@@ -112,6 +136,11 @@ class KinkSettings(ChainSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> Self:
+        refuse_compiled_softplus(self.activation, self.backend)
+        return self
+
 
 class DeepConvolutionSettings(ClassificationSettings):
     """Settings of `DeepConvolutionProblem`."""
@@ -135,6 +164,10 @@ class DeepConvolutionSettings(ClassificationSettings):
     )
     entries: Annotated[PositiveInt, Incidental()] = Field(
         description="random entries of each convolution that are kept"
+    )
+    transfer_images: Annotated[NonNegativeInt, Incidental()] = Field(
+        description="test images on which the trained network is compared with deeper ones of "
+        "interpolated weights; 0 for no comparison"
     )
     backend: Annotated[Backend, Incidental()] = Field(
         description="how layers are computed on a CPU: compiled by numba, by torch, or auto "
@@ -168,3 +201,20 @@ class DeepConvolutionSettings(ClassificationSettings):
                 "backend auto.",
             )
         return self
+
+
+class PublishedSettings(Settings):
+    """Settings of `PublishedProblem`."""
+
+    folder: Annotated[str, Field(pattern=r"^[a-z0-9]+$")] = Field(
+        description="folder below the data root in which the authors' files are looked for"
+    )
+    depth: TwoOrMore = Field(description="number of layers L")
+    channels: PositiveInt = Field(description="channels of every layer")
+    activation: Axis[Literal["gelu", "relu"]] = Field(description="activation of the layers")
+    init: Axis[Literal["weight_tied", "iid"]] = Field(
+        description="how the layers' convolutions were related at initialization"
+    )
+    batch_norm: Axis[bool] = Field(description="whether the layers have batch norm")
+    entries: PositiveInt = Field(description="random entries of each convolution that are kept")
+    seed: NonNegativeInt = Field(description="seed of the choice of entries")

@@ -1,121 +1,151 @@
-"""Weight smoothness: run records to tidy tables."""
+"""Weight smoothness, chains over depth: run records to tidy tables."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 
 from resnet_limits.runs import Runs, collect
-from resnet_limits.stats import decay_columns, line_columns, means
+from resnet_limits.stats import line_columns, means
 
-MEASURES = ("largest", "l2", "sup")
+WEIGHTS = ("V", "W")
+MEASURES = {
+    "V": ("largest", "present", "l2", "sup"),
+    "W": ("largest", "present", "l2", "sup"),
+    "h": ("states", "output", "ode"),
+}
+TO_LIMIT = ("l2", "sup", "states", "output", "ode")
 SETTINGS = ["scaling", "seed", "limit_depth", "learning_rate"]
 SERIES = ["scaling", "weight", "measure", "seed", "step"]
-CURVE = ["scaling", "seed", "weight", "depth", "is_limit", "diverged", "dataset"]
+CURVE = ["scaling", "seed", "weight", "depth", "is_limit", "diverged"]
 LINE = ["slope", "low", "high", "intercept", "r_squared"]
-DECAY = ["rate", "standard_error", "intercept", "r_squared"]
+# Slopes are fitted from this depth on: the theorems are about large depths.
+ASYMPTOTIC = 16
+# Convergence at the last time is compared with that of this iteration: rounding of float32 shows
+# in earlier ones.
+EARLY = 20
+# What runs say of their data and protocol, the same for all of an experiment at one scale.
+LABELS = ("dataset", "protocol", "departures")
 # The exponential of Eq. 7 is fixed at these fractions of the training and extrapolated to its end.
 FIRST, SECOND = 0.1, 0.2
+
+
+def labels(rows: pd.DataFrame) -> dict[str, str]:
+    """Return what a table says of its rows' data and protocol, for a row made of them."""
+    return {name: rows[name].iloc[0] for name in LABELS if name in rows and len(rows)}
 
 
 def distances(runs: Runs) -> pd.DataFrame:
     """Distances by depth, seed, weight and step, one row for each.
 
-    ``largest`` is max over k and t <= T of ||Z_{k+1}(t) - Z_k(t)||_F, ``lipschitz`` that times
-    depth; ``l2`` and ``sup`` are distances to the limit, if there is one, for other depths.
+    Of the weights V and W: ``largest`` is max over k and t <= T of ||Z_{k+1}(t) - Z_k(t)||_F,
+    ``present`` that at t = T, ``lipschitz`` is depth times ``largest``; ``l2`` and ``sup`` are
+    distances to the limit. Of the hidden states, whose weight is called h: distances ``states``
+    and ``output`` to the limit's, and ``ode``, that of the output of so many layers with the
+    limit's weights. The limit has none to itself.
     """
-    trained = runs["large_depth"] + runs["more_seeds"] + runs["paper_scaling"]
-    wide = collect(trained, SETTINGS)
+    wide = collect(runs["large_depth"] + runs["paper_scaling"], SETTINGS)
     wide["is_limit"] = wide["depth"] == wide.pop("limit_depth")
-    keys = ["scaling", "seed", "depth", "is_limit", "step", "time", "loss", "diverged", "dataset"]
     wide["time"] = wide["step"] * wide["learning_rate"]
+    keys = ["scaling", "seed", "depth", "is_limit", "step", "time", "loss", "diverged"]
+    keys += list(labels(wide))
     frames = []
-    for weight in ("V", "W"):
-        columns = {f"{weight}_{measure}": measure for measure in MEASURES}
+    for weight, measures in MEASURES.items():
+        columns = {f"{weight}_{name}" if weight in WEIGHTS else name: name for name in measures}
         named = wide.reindex(columns=[*keys, *columns]).rename(columns=columns)
         frames.append(named.assign(weight=weight))
     table = pd.concat(frames, ignore_index=True)
     table["lipschitz"] = table["largest"] * table["depth"]
-    table.loc[table["is_limit"], ["l2", "sup"]] = np.nan
+    table.loc[table["is_limit"], list(TO_LIMIT)] = np.nan
     return table
 
 
 def distance_means(runs: Runs) -> pd.DataFrame:
     """Means of every measure over seeds, depths below the limit's."""
-    by = ["scaling", "weight", "measure", "step", "time", "depth", "dataset"]
-    return means(_measures(runs), by, "distance")
+    table = _measures(runs)
+    by = ["scaling", "weight", "measure", "step", "time", "depth", *labels(table)]
+    return means(table, by, "distance").assign(fitted=lambda rows: rows["depth"] >= ASYMPTOTIC)
 
 
 def slopes(runs: Runs) -> pd.DataFrame:
-    """Slopes over depth, by seed, weight, measure and step.
+    """Slopes over depths from `ASYMPTOTIC` on, by seed, weight, measure and step.
 
     ``last`` marks the last step; ``deviation`` is the slope's distance from -1, and ``farthest``
-    marks the step and weight where it is largest for that seed and measure; ``falls`` tells
-    whether every greater depth has a smaller distance.
+    marks the step and weight where it is largest for that seed and measure. ``doubling`` is the
+    largest ratio of the distance at a depth to that at the next smaller one, small ones included,
+    and ``slowest`` marks the step from `EARLY` on and the weight where it is largest.
     """
     rows = [
         dict(zip(SERIES, series, strict=True)) | _slope_columns(group)
         for series, group in _measures(runs).groupby(SERIES, sort=False)
     ]
     table = pd.DataFrame(rows)
-    table["last"] = _is_last(table)
+    table["last"] = is_last(table)
     table["deviation"] = (table["slope"] + 1).abs()
     series = table.groupby(["scaling", "measure", "seed"])["deviation"]
     table["farthest"] = table["deviation"] == series.transform("max")
+    late = table[table["step"] >= EARLY]
+    largest = late.groupby(["scaling", "measure", "seed"])["doubling"].idxmax()
+    table["slowest"] = table.index.isin(largest)
     return table
 
 
 def slope_means(runs: Runs) -> pd.DataFrame:
     """Means of slopes and intercepts over seeds."""
-    by = ["scaling", "weight", "measure", "step", "time", "dataset"]
     table = slopes(runs)
+    by = ["scaling", "weight", "measure", "step", "time", *labels(table)]
     intercepts = table.groupby(by, sort=False)["intercept"].mean().rename("intercept")
     return means(table, by, "slope").join(intercepts, on=by)
 
 
 def convergence(runs: Runs) -> pd.DataFrame:
-    """Compare the last time with the first, by seed, weight and distance to the limit.
+    """Compare the last time with iteration `EARLY`, by seed, weight and distance to the limit.
 
     ``log_distance_ratio`` is the log of the ratio of distances at the largest depth,
     ``slope_difference`` the difference of the slopes over depth.
     """
-    points = _measures(runs).query("measure != 'largest'")
+    by = ["scaling", "weight", "measure", "seed"]
+    points = _measures(runs)
+    points = points[(points["step"] >= EARLY) & points["measure"].isin(TO_LIMIT)]
     points = points[points["depth"] == points.groupby("scaling")["depth"].transform("max")]
-    by = ["scaling", "weight", "measure", "seed", "depth", "dataset", "diverged"]
-    ends = points.sort_values("step").groupby(by, sort=False)["distance"].agg(["first", "last"])
-    lines = slopes(runs).sort_values("step").groupby(SERIES[:-1])["slope"].agg(["first", "last"])
+    kept = [*by, "depth", "diverged", *labels(points)]
+    ends = points.sort_values("step").groupby(kept, sort=False)["distance"].agg(["first", "last"])
+    lines = slopes(runs).sort_values("step")
+    lines = lines[lines["step"] >= EARLY].groupby(by)["slope"].agg(["first", "last"])
     table = ends.assign(log_distance_ratio=np.log(ends["last"] / ends["first"])).reset_index()
     difference = (lines["last"] - lines["first"]).rename("slope_difference")
-    return table.drop(columns=["first", "last"]).join(difference, on=SERIES[:-1])
+    return table.drop(columns=["first", "last"]).join(difference, on=by)
 
 
 def growth(runs: Runs) -> pd.DataFrame:
     """How the largest distance of neighbours grows with time, by seed, weight and depth.
 
-    ``exponent`` is the slope of log distance over log T in the second half of the training.
-    ``overshoot`` is the decimal logarithm of measured over extrapolated distance at the end, where
-    beta T exp(alpha T), the form of the bound in Eq. 7, is drawn through two earlier times.
+    ``exponent`` is the slope of the present distance, which may fall, over T on log axes in the
+    second half of the training. ``overshoot`` is the decimal logarithm of measured over
+    extrapolated distance at the end, where beta T exp(alpha T), the form of the bound in Eq. 7,
+    is drawn through two earlier times.
     """
     rows = []
-    for keys, group in distances(runs).groupby(CURVE, sort=False):
+    for keys, group in _of_weights(runs).groupby(CURVE, sort=False):
         curve = group.set_index("step")
-        time, value = curve["time"], curve["lipschitz"]
-        whole, first, second = (
-            _nearest(curve.index, fraction * curve.index.max()) for fraction in (0.5, FIRST, SECOND)
+        time, value, present = curve["time"], curve["lipschitz"], curve["present"]
+        half, first, second = (
+            nearest(curve.index, fraction * curve.index.max()) for fraction in (0.5, FIRST, SECOND)
         )
         last = curve.index.max()
         guess = _exponential(time, value, first, second)[last]
         rows.append(
             dict(zip(CURVE, keys, strict=True))
             | {
-                "exponent": np.log(value[last] / value[whole]) / np.log(time[last] / time[whole]),
+                "exponent": np.log(present[last] / present[half]) / np.log(time[last] / time[half]),
                 "overshoot": np.log10(value[last] / guess),
                 "first_step": first,
                 "second_step": second,
                 "last_step": last,
+                **labels(group),
             }
         )
     table = pd.DataFrame(rows)
@@ -127,139 +157,90 @@ def growth(runs: Runs) -> pd.DataFrame:
 def extrapolated(runs: Runs) -> pd.DataFrame:
     """Measured and extrapolated Lipschitz constants at the largest depth, means over seeds."""
     frames = []
-    table = distances(runs).query("not is_limit and step > 0")
+    table = _of_weights(runs).query("not is_limit and step > 0")
     table = table[table["depth"] == table.groupby("scaling")["depth"].transform("max")]
     for _, group in table.groupby(CURVE, sort=False):
         curve = group.set_index("step")
-        first, second = (_nearest(curve.index, f * curve.index.max()) for f in (FIRST, SECOND))
+        first, second = (nearest(curve.index, f * curve.index.max()) for f in (FIRST, SECOND))
         guess = _exponential(curve["time"], curve["lipschitz"], first, second)
         frames += [
             group.assign(kind="measured"),
             group.assign(kind="exponential", lipschitz=guess.to_numpy()).query("step >= @second"),
         ]
-    by = ["scaling", "weight", "depth", "kind", "step", "time", "dataset"]
+    by = ["scaling", "weight", "depth", "kind", "step", "time", *labels(table)]
     return means(pd.concat(frames), by, "lipschitz")
 
 
-def curves(runs: Runs) -> pd.DataFrame:
-    """Measurements over training; Lipschitz constants are depth times present distances."""
-    table = collect(runs["long_time"], ["seed"])
-    for weight in ("V", "W"):
-        table[f"{weight}_lipschitz"] = table["depth"] * table[f"{weight}_distance"]
-    return table
+def softplus_slopes(runs: Runs) -> pd.DataFrame:
+    """How neighbours' distances at the end fall with depth, by activation, seed and weight.
 
-
-def entries(runs: Runs) -> pd.DataFrame:
-    """List some entries of V_k and W_k over layers, first seed."""
-    return collect(runs["long_time"][:1], ["seed"], "entries")
-
-
-def decay(runs: Runs) -> pd.DataFrame:
-    """Fit of log loss over iterations, and changes over the second half of the training, by seed.
-
-    The fit uses evenly spaced iterations from half of the training to its end. Ratios compare the
-    end with that half.
+    ``beta`` is the softplus's; ReLU is that of an infinite one.
     """
+    wide = collect(runs["softplus"], ["activation", "seed"])
+    table = wide[wide["step"] == wide["step"].max()]
     rows = []
-    for run in runs["long_time"]:
-        curve = curves({"long_time": [run]}).set_index("step")
-        last = curve.index.max()
-        half = _nearest(curve.index, last / 2)
-        start, middle, end = (curve.loc[step] for step in (0, half, last))
-        rows.append(
-            {
-                "seed": run.settings["seed"],
-                "depth": run.settings["depth"],
-                "first_step": half,
-                "last_step": last,
-                **decay_columns(curve.loc[half:].reset_index(), DECAY),
-                "loss": end["loss"],
-                "relative_loss": end["loss"] / start["loss"],
-                "quotient": end["quotient"],
-                "smallest_quotient": curve["quotient"].min(),
-                "quotient_ratio": end["quotient"] / middle["quotient"],
-                "V_ratio": end["V_lipschitz"] / middle["V_lipschitz"],
-                "W_ratio": end["W_lipschitz"] / middle["W_lipschitz"],
-                "diverged": curve["diverged"].any(),
-                "dataset": end["dataset"],
-            }
-        )
+    for (activation, seed), group in table.groupby(["activation", "seed"], sort=False):
+        for weight in WEIGHTS:
+            rows.append(
+                {
+                    "activation": activation,
+                    "beta": beta_of(activation),
+                    "seed": seed,
+                    "weight": weight,
+                    "diverged": group["diverged"].any(),
+                    **labels(group),
+                }
+                | line_columns(_deep(group), "depth", f"{weight}_present", LINE)
+            )
     return pd.DataFrame(rows)
 
 
-def gaps(runs: Runs) -> pd.DataFrame:
-    """Largest gaps over training, and the closed forms of the ReLU chain.
-
-    ``trained_gap`` is that of the trained ReLU chain of this depth, ``limit_gap`` that of the
-    infinitely deep one at this time (README.md).
-    """
-    run = runs["relu_counterexample"][0]
-    table = collect([run], ["input", "learning_rate"])
-    table["time"] = table["step"] * table["learning_rate"]
-    table["trained_gap"] = relu_gap(table["depth"], table["target"] / table["input"])
-    limits = {
-        (time, target): relu_limit_gap(time, run.settings["input"], target)
-        for time, target in set(zip(table["time"], table["target"], strict=True))
-    }
-    table["limit_gap"] = [limits[pair] for pair in zip(table["time"], table["target"], strict=True)]
-    table["last"] = _is_last(table)
-    table["deepest"] = table["depth"] == table["depth"].max()
-    table["to_closed_form"] = table["gap"] / table["trained_gap"]
-    return table
+def softplus_distances(runs: Runs) -> pd.DataFrame:
+    """Distances of neighbours at the end, by activation, weight and depth, means over seeds."""
+    wide = collect(runs["softplus"], ["activation", "seed"])
+    table = wide[wide["step"] == wide["step"].max()]
+    columns = {f"{weight}_present": weight for weight in WEIGHTS}
+    by = ["activation", "depth", *labels(table), "weight"]
+    long = table.rename(columns=columns).melt(
+        [*by[:-1], "seed"], list(WEIGHTS), "weight", "distance"
+    )
+    found = means(long, by, "distance")
+    return found.assign(beta=found["activation"].map(beta_of))
 
 
-def gap_slopes(runs: Runs) -> pd.DataFrame:
-    """Slope of log gap over log depth at the last step, by activation and target."""
-    last = gaps(runs).query("last")
-    rows = []
-    for (activation, target), group in last.groupby(["activation", "target"], sort=False):
-        rows.append(
-            {"activation": activation, "target": target, "dataset": group["dataset"].iloc[0]}
-            | line_columns(group, "depth", "gap", LINE)
-        )
-    return pd.DataFrame(rows)
-
-
-def relu_gap(depth: Any, ratio: Any) -> Any:
-    """Gap of the trained ReLU chain: L ((y / x)^(2 / L) - 1) + 1 / L, for ``ratio`` = y / x."""
-    return depth * (ratio ** (2 / depth) - 1) + 1 / depth
-
-
-def relu_limit_gap(time: float, x: float, y: float) -> float:
-    """Gap of the infinitely deep ReLU chain at a time of its gradient flow.
-
-    It is 2 log(u / x), where the output u solves du/dt = u^2 (y - u), u(0) = x, that is
-    F(u) - F(x) = t with F(u) = log(u / (y - u)) / y^2 - 1 / (u y).
-    """
-    if time == 0:
-        return 0.0
-
-    def late(distance: float) -> float:
-        """How much later than ``time`` the output is at exp(-distance) from y, relative to x."""
-        left = (y - x) * np.exp(-distance)
-        u = y - left
-        return float((np.log(u / x) + distance) / y**2 - 1 / (u * y) + 1 / (x * y) - time)
-
-    distance = brentq(late, 0, 1 + y**2 * time, xtol=1e-12)
-    return float(2 * np.log((y - (y - x) * np.exp(-distance)) / x))
+def beta_of(activation: str) -> float:
+    """Return beta of a softplus; infinity of ReLU, its limit; not a number of others."""
+    if activation == "relu":
+        return np.inf
+    return float(activation.removeprefix("softplus")) if "softplus" in activation else np.nan
 
 
 def _measures(runs: Runs) -> pd.DataFrame:
     """Return `distances` with one row for each measure taken, without the start and the limit."""
     table = distances(runs).query("step > 0 and not is_limit")
-    keys = ["scaling", "weight", "seed", "step", "time", "depth", "diverged", "dataset"]
-    long = table.melt(keys, MEASURES, var_name="measure", value_name="distance")
+    keys = ["scaling", "weight", "seed", "step", "time", "depth", "diverged", *labels(table)]
+    measures = dict.fromkeys(itertools.chain(*MEASURES.values()))
+    long = table.melt(keys, list(measures), var_name="measure", value_name="distance")
     return long.dropna(subset="distance")
+
+
+def _of_weights(runs: Runs) -> pd.DataFrame:
+    table = distances(runs)
+    return table[table["weight"].isin(WEIGHTS)]
+
+
+def _deep(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["depth"] >= ASYMPTOTIC]
 
 
 def _slope_columns(group: pd.DataFrame) -> dict[str, Any]:
     ordered = group.sort_values("depth")
     return {
         "time": group["time"].iloc[0],
-        "falls": bool((ordered["distance"].diff().iloc[1:] < 0).all()),
+        "doubling": (ordered["distance"] / ordered["distance"].shift()).max(),
         "diverged": bool(group["diverged"].any()),
-        "dataset": group["dataset"].iloc[0],
-    } | line_columns(ordered, "depth", "distance", LINE)
+        **labels(group),
+    } | line_columns(_deep(ordered), "depth", "distance", LINE)
 
 
 def _exponential(time: pd.Series, value: pd.Series, first: int, second: int) -> pd.Series:
@@ -269,10 +250,12 @@ def _exponential(time: pd.Series, value: pd.Series, first: int, second: int) -> 
     return time * np.exp(level[first] + alpha * (time - time[first]))
 
 
-def _nearest(steps: pd.Index, wanted: float) -> int:
+def nearest(steps: pd.Index, wanted: float) -> int:
+    """Return the step after the start that is nearest to a wanted one."""
     later = [int(step) for step in steps if step > 0]
     return min(later, key=lambda step: abs(step - wanted))
 
 
-def _is_last(table: pd.DataFrame) -> pd.Series:
+def is_last(table: pd.DataFrame) -> pd.Series:
+    """Mark the rows of the last step."""
     return table["step"] == table["step"].max()
