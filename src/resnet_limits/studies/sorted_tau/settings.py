@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_limits.classification_settings import ClassificationSettings, Precision
-from resnet_limits.settings import Axis, Mistake, Settings, TwoOrMore
+from resnet_limits.settings import Axis, Mistake, Settings, TwoOrMore, spaced_bytes
 
 Network = Literal[
     "resnet8",
@@ -23,6 +23,9 @@ Network = Literal[
 ]
 
 
+STEM_CHANNELS = 16  # every network has as many or more
+
+
 class ResNetSettings(ClassificationSettings):
     """Settings of `ResNetProblem`."""
 
@@ -30,6 +33,11 @@ class ResNetSettings(ClassificationSettings):
     method: Literal["vanilla", "sorted_tau"] = Field(
         description="plain training, or Algorithm 1: trained steps, blocks sorted by tau"
     )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: besides those of images, the stem's output of a batch."""
+        stem = 4 * self.largest_batch * STEM_CHANNELS * self.size**2
+        return super().memory_bytes() | {"batch, size": stem}
 
 
 class CostSettings(Settings):
@@ -45,6 +53,14 @@ class CostSettings(Settings):
         "computes with it, float32 elsewhere"
     )
     seed: NonNegativeInt = Field(description="seed of weights and images")
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: the stem's output, the linear layer, and times."""
+        return {
+            "batch, size": 4 * self.batch * STEM_CHANNELS * self.size**2,
+            "classes, batch": 4 * self.classes * max(self.batch, 64),
+            "repeats": 16 * self.repeats,
+        }
 
 
 class ExpansionSettings(Settings):
@@ -66,6 +82,18 @@ class ExpansionSettings(Settings):
     learning_rate: PositiveFloat = Field(description="learning rate without its factor L")
     order: Annotated[int, Field(ge=3)] = Field(description="highest order of the expansion")
     probes: TwoOrMore = Field(description="number of log-spaced steps that are measured")
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: float64 weights with gradients, and states kept for gradients."""
+        networks = len(self.activation) * len(self.start) * len(self.seed)
+        layers = networks * sum(self.depth)
+        return {
+            "depth, width, seed": 16 * layers * self.width**2,
+            "depth, samples, width, seed": 8 * layers * self.samples * self.width,
+            "samples, dimension, seed": 8 * len(self.seed) * self.samples * self.dimension,
+            "order, samples, width": 8 * self.order * self.samples * self.width,
+            "probes": spaced_bytes(self.probes),
+        }
 
     @model_validator(mode="after")
     def _embeds_its_inputs(self) -> Self:

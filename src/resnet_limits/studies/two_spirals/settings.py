@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from resnet_limits.settings import Axis, Distinct, Mistake, Settings, TwoOrMore
+from resnet_limits.settings import Axis, Distinct, Mistake, Settings, TwoOrMore, spaced_bytes
 
 
 class SpiralsSettings(Settings):
@@ -48,6 +48,24 @@ class SpiralsSettings(Settings):
     boundary_grid: TwoOrMore = Field(
         description="grid points per coordinate of the kept decision boundary"
     )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: float32 weights with gradients, hidden units of all samples."""
+        seeds, members = len(self.seed), len(self.seed) * len(self.n_train)
+        steps = self.depth if self.field in ("constant", "per_step") else 0
+        fields = self.depth if self.field == "per_step" else 1
+        weights = members * (fields * self.field_width + self.head_width)
+        units = steps * self.field_width + self.head_width
+        compared = max((n for n in self.n_train if n <= self.gram_n_max), default=0)
+        return {
+            "seed, n_train, depth, field_width, head_width": 8 * weights,
+            "n_train, seed, depth, field_width, head_width": 4 * seeds * sum(self.n_train) * units,
+            "n_test, seed, n_train, head_width": 4 * members * self.n_test * self.head_width,
+            "gram_n_max, seed": 12 * seeds * compared**2,
+            "boundary_grid": 12 * self.boundary_grid**2,
+            "probes": spaced_bytes(self.probes),
+            "gram_probes": spaced_bytes(self.gram_probes),
+        }
 
     @model_validator(mode="after")
     def _measures_sizes_that_it_trains(self) -> Self:
