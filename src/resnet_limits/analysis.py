@@ -17,7 +17,8 @@ from resnet_limits.spec import Study, load_study
 def make_table(study: str, table: str, scale: str, layout: Layout) -> None:
     """Write one of a study's tables from the runs that have finished.
 
-    A table none of whose experiments has a run is empty.
+    A table none of whose experiments has a run is empty. One all of whose runs diverged says so in
+    a column ``diverged``, and has a row for that if nothing else is left of them.
 
     Raises
     ------
@@ -33,10 +34,20 @@ def make_table(study: str, table: str, scale: str, layout: Layout) -> None:
     frame = pd.DataFrame(columns=["dataset"])
     if any(runs.values()):
         frame = spec.load("tables", table)(runs)
+        read = [run.record for found in runs.values() for run in found]
+        if all(record.outcome.state == "diverged" for record in read):
+            frame = _diverged(frame, read[0].data.name)
     path = layout.table(scale, study, table)
     write_table(path, frame)
     write_atomic(layout.table_digest(scale, study, table), f"{hash_file(path)}  {path.name}\n")
     print(path)
+
+
+def _diverged(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return a table that says that every run diverged."""
+    if frame.empty:
+        frame = frame.reindex([0]).assign(dataset=dataset)
+    return frame.assign(diverged=True)
 
 
 def finished_runs(spec: Study, experiment: str, scale: str, layout: Layout) -> list[Run]:
@@ -58,11 +69,12 @@ def draw_figure(study: str, figure: str, scale: str, layout: Layout) -> None:
     spec = load_study(study)
     require_known(figure, spec.figures, f"{study}: figure")
     names = spec.figures[figure].tables
-    tables = {name: read_table(study, name, scale, layout) for name in names}
+    tables = {name: style.drawable(read_table(study, name, scale, layout)) for name in names}
     paths = [layout.table(scale, study, name) for name in names]
     with style.applied():
         plot = spec.load("plots", figure)
-        drawn = style.not_run() if all(t.empty for t in tables.values()) else plot(tables)
+        why = style.nothing_to_draw(tables.values())
+        drawn = style.notice(why) if why else plot(tables)
         target = layout.figure(scale, study, figure).with_suffix("")
         style.save(drawn, target, tables, paths, scale_label(spec, figure, scale, layout))
 

@@ -81,7 +81,7 @@ class ExpansionProblem(Problem):
             loss, gradient, adjoints = self._backward(theta, activation)
             shallow_loss, shallow = self._shallow(theta, activation)
             ratios = adjoints / adjoints[:, -1:]
-            lipschitz = torch.linalg.matrix_norm(theta.detach(), ord=2) * STEEPEST[activation]
+            lipschitz = spectral_norm(theta.detach()) * STEEPEST[activation]
             rows.append(
                 {
                     "loss": loss,
@@ -182,6 +182,13 @@ def weights(settings: ExpansionSettings, start: str, depth: int, seed: int) -> T
     drawn = torch.randn(layers, width, width, generator=source, dtype=torch.float64)
     spread: float = settings.weight_scale * width**-0.5
     return spread * drawn.expand(depth, -1, -1).clone()
+
+
+def spectral_norm(matrices: Tensor) -> Tensor:
+    """Return the norms of matrices ``(..., n, n)``; NaN for those that are not finite."""
+    finite = matrices.isfinite().all(-1).all(-1)
+    usable = matrices.where(finite[..., None, None], 0.0)
+    return torch.linalg.matrix_norm(usable, ord=2).where(finite, torch.nan)
 
 
 def over_depth(gradient: Tensor) -> Tensor:
