@@ -1,4 +1,4 @@
-"""Kills at a chosen write: a forked process ends there and, as by ``kill -9``, cleans nothing up."""
+"""Kills at a chosen write: a forked process ends there and, as by ``kill -9``, tidies nothing."""
 
 from __future__ import annotations
 
