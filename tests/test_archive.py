@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import lzma
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +14,23 @@ import pandas as pd
 import pytest
 
 from resnet_limits import archive
+from resnet_limits import runs as runs_module
 from resnet_limits.analysis import finished_runs
-from resnet_limits.archive import archived_keys, archived_runs, completeness, read_manifest, record
+from resnet_limits.archive import (
+    archived_keys,
+    archived_runs,
+    completeness,
+    read_manifest,
+    record,
+    refuse_archive,
+)
 from resnet_limits.errors import UserError
+from resnet_limits.files import hash_bytes, write_atomic
 from resnet_limits.layout import Layout
+from resnet_limits.provenance import digest
 from resnet_limits.runs import read_run, write_record
 from resnet_limits.spec import RunConfig, Study, load_study
-from resnet_limits.testing import Interruption
+from tests.faults import killed
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -276,39 +288,119 @@ def test_a_run_that_study_yaml_no_longer_asks_for_is_still_read(layout, monkeypa
     assert len(archived_runs("two_spirals", "depth", layout)) == 4
 
 
-SWAP = 7  # removing, writing three files, moving the old run away; then the new one moves in
-MOMENTS = 2 * 8 + 1  # a run's swap ends with removing the old one; the manifest comes last
+def test_a_kill_at_any_moment_loses_nothing(layout, tmp_path):
+    finish(layout, commit="old")
+    keep(layout)
+    finish(layout, runs=["depth20", "depth40"], commit="new")
+    start, old = tmp_path / "start", archived(layout)
+    shutil.copytree(layout.results, start)
+    commits = []
+    for moment in itertools.count():
+        shutil.rmtree(layout.results)
+        shutil.copytree(start, layout.results)
+        if not killed(lambda: keep(layout, runs=["depth20", "depth40"]), moment):
+            break
+        keep(layout, runs=["depth10"])  # whatever is recorded next tidies up
+        runs = archived_runs("two_spirals", "depth", layout)
+        commits.append([run.record.provenance.commit for run in runs])
+        read_all(layout)
+        assert sorted(path.name for path in runs[0].folder.parent.iterdir()) == NAMES
+        assert commits[-1] != ["old"] * 4 or archived(layout) == old
+    # All the old runs, and from some moment on all the new ones, never a mixture.
+    first = commits.index(["old", "new", "new", "old"])
+    assert commits[:first] == [["old"] * 4] * first
+    assert commits[first:] == [["old", "new", "new", "old"]] * (moment - first)
+    assert 10 < first < moment - 2
 
 
-@pytest.mark.parametrize("moment", range(1, MOMENTS + 1))
-def test_a_kill_at_any_moment_loses_nothing(layout, monkeypatch, moment):
+def test_a_full_disk_leaves_the_archive_as_it_was(layout, monkeypatch):
     finish(layout, commit="old")
     keep(layout)
     before = archived(layout)
-    finish(layout, runs=["depth20", "depth40"], commit="new")
-    left = iter(range(moment - 1))
+    finish(layout, commit="new")
 
-    def killable(operation):
-        def run(*arguments, **options):
-            if next(left, None) is None:
-                raise Interruption
-            return operation(*arguments, **options)
+    def full(path, content):
+        if path.name == "manifest.json":
+            raise OSError(28, "No space left on device", str(path))
+        write_atomic(path, content)
 
-        return run
-
-    with monkeypatch.context() as patch, pytest.raises(Interruption):
-        patch.setattr(Path, "rename", killable(Path.rename))
-        patch.setattr(archive, "write_atomic", killable(archive.write_atomic))
-        patch.setattr(shutil, "rmtree", killable(shutil.rmtree))
-        keep(layout, runs=["depth20", "depth40"])
-    if moment <= SWAP:  # whatever is recorded next, the old runs are still there
-        keep(layout, runs=["depth10"])
-        assert archived(layout) == before
-    keep(layout, runs=["depth20", "depth40"])
-    runs = archived_runs("two_spirals", "depth", layout)
-    assert [run.record.provenance.commit for run in runs] == ["old", "new", "new", "old"]
+    monkeypatch.setattr(archive, "write_atomic", full)
+    with pytest.raises(OSError, match=r"No space left.*manifest.json"):
+        keep(layout)
+    assert archived(layout) == before
     read_all(layout)
-    assert sorted(path.name for path in runs[0].folder.parent.iterdir()) == NAMES
+
+
+PATHS = ["results/recorded/two_spirals/rate/all", "results/recorded", "link/x",
+         "other/results/recorded/two_spirals/x", "kept/two_spirals/rate/all",
+         "results/smoke/../recorded/x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_nothing_else_writes_into_the_archive(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("results/recorded", "results/smoke", "kept/two_spirals"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("results/recorded")
+    (tmp_path / "kept/two_spirals/manifest.json").write_text("{}")
+    for given in (Path(path), tmp_path / path):
+        with pytest.raises(UserError, match="belongs to the archive"):
+            refuse_archive(given)
+    for allowed in ("results/smoke/two_spirals/rate/all", "recorded/x", "kept/other/rate"):
+        refuse_archive(Path(allowed))
+
+
+def test_the_archive_may_itself_be_a_link(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("elsewhere", "results"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "results/recorded").symlink_to(tmp_path / "elsewhere")
+    for path in ("elsewhere/x", "results/recorded/x"):
+        with pytest.raises(UserError, match="belongs to the archive"):
+            refuse_archive(Path(path))
+
+
+HOSTILE = {
+    "experiment": lambda kept: {"../../../../precious": kept},
+    "run": lambda kept: {"depth": {**kept, "runs": {"../../../precious": "seal"}}},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_manifest_names_folders_of_its_own_only(layout, tmp_path, case):
+    finish(layout)
+    keep(layout)
+    (tmp_path / "precious").mkdir()
+    path = layout.manifest("two_spirals")
+    kept = json.loads(path.read_text())["experiments"]["depth"]
+    path.write_text(json.dumps({"experiments": HOSTILE[case](kept)}))
+    with pytest.raises(UserError, match=r"manifest.json: .*precious"):
+        keep(layout)
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_a_record_names_files_beside_it_only(layout, tmp_path):
+    finish(layout)
+    path = layout.run(STUDY.experiment("depth", "paper").runs()["depth10"].key) / "record.json"
+    content = json.loads(path.read_text())
+    (tmp_path / "precious.csv").write_text("")
+    content["files"] = {"../../../../../precious.csv": hash_bytes(b"")}
+    body = {key: value for key, value in content.items() if key != "seal"}
+    path.write_text(json.dumps({**body, "seal": digest(body)}))
+    with pytest.raises(UserError, match=r"record.json: .*precious"):
+        keep(layout)
+    assert [p.name for p in tmp_path.iterdir() if "precious" in p.name] == ["precious.csv"]
+
+
+def test_measurements_that_unpack_to_gigabytes_are_not_read(layout, monkeypatch):
+    finish(layout)
+    keep(layout)
+    run = archived_runs("two_spirals", "depth", layout)[0]
+    monkeypatch.setattr(runs_module, "LARGEST_FILE", 2**20)
+    (run.folder / "metrics.csv.xz").write_bytes(lzma.compress(bytes(2**24)))
+    with pytest.raises(UserError, match=r"metrics.csv: missing, or not as"):
+        run.content("metrics.csv")
+    assert len(runs_module.unpack(lzma.compress(bytes(2**24)))) == 2**20
 
 
 def test_the_manifest_is_plain_json(layout):

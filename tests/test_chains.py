@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -174,6 +175,37 @@ chain(W[0], W, W, LayerRule(1.0), backend="{backend}")
 assert torch.get_num_threads() == 1
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+BITS = """
+import hashlib, torch
+from resnet_limits.models.activations import LayerRule
+from resnet_limits.models.chains import ChainLoss
+torch.set_num_threads(3)
+source = torch.Generator().manual_seed(0)
+x, y, W, V = (torch.randn(*shape, generator=source)
+              for shape in ((64, 8), (64, 8), (20, 9, 8), (20, 8, 9)))
+loss = ChainLoss(x, y, W, LayerRule(0.05, "tanh"), backend="numba")
+gradients = torch.empty_like(W), torch.empty_like(V)
+value = loss(W, V, *gradients)
+parts = [value.reshape(1), *gradients]
+print(hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
+def test_numbas_own_threads_change_no_bit():
+    """Only torch's number of threads does, which checkpoints name and resumed runs take over."""
+
+    def bits(**variables):
+        environment = {k: v for k, v in os.environ.items() if "NUM_THREADS" not in k} | variables
+        command = [sys.executable, "-c", BITS]
+        return subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+
+    found = {bits(NUMBA_NUM_THREADS=number) for number in ("1", "2", "3")}
+    found.add(bits(NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1"))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

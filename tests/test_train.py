@@ -110,6 +110,59 @@ def test_a_diverged_member_may_be_called_infinite(tmp_path):
     assert table.loc[table["diverged"], "width"].unique().tolist() == [float("inf")]
 
 
+def lost_at_the_last_step(folder, **columns):
+    """Train members whose last measurement has losses of its own; return the outcome."""
+    problem = Quadratic()
+
+    def measure():
+        frame = problem.measure_before().assign(loss=1.0)
+        return frame.assign(**columns) if int(problem.taken) == problem.steps else frame
+
+    problem.measure_before = problem.measure
+    problem.probes = [Probe("metrics", [0, 20, 40], measure)]
+    fit(problem, CONFIG, SOURCES, folder, 1e9)
+    return read_record(folder / "record.json").outcome
+
+
+@pytest.mark.parametrize("name", ["loss", "train_loss", "test_loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_the_last_step_lost_counts_as_diverged(tmp_path, name, value):
+    outcome = lost_at_the_last_step(tmp_path, **{name: [1.0, value, 1.0]})
+    assert (outcome.state, outcome.steps) == ("finished", 40)
+    assert outcome.diverged == [{"seed": 1, "step": 40}]
+
+
+def test_all_losses_may_be_lost_at_the_last_step(tmp_path):
+    assert lost_at_the_last_step(tmp_path, loss=[math.nan] * 3).state == "diverged"
+
+
+def test_other_columns_and_earlier_losses_are_no_divergence(tmp_path):
+    assert lost_at_the_last_step(tmp_path, loss=1.0, quotient=math.nan).diverged == []
+    problem = Quadratic()
+    measure = problem.measure
+    problem.probes = [
+        Probe("metrics", [0, 40], lambda: measure().assign(loss=1 / float(problem.taken or "nan")))
+    ]
+    fit(problem, CONFIG, SOURCES, tmp_path / "early", 1e9)
+    assert read_record(tmp_path / "early" / "record.json").outcome.diverged == []
+
+
+def test_what_diverges_is_json(tmp_path):
+    problem = Quadratic()
+    measure = problem.measure
+    problem.probes = [
+        Probe("metrics", [0, 40], lambda: measure().assign(loss=[math.inf, math.nan, math.inf]))
+    ]
+    problem.members = [{"width": math.inf}, {"width": math.nan}, {"width": 1.0}]
+    fit(problem, CONFIG, SOURCES, tmp_path, 1e9)
+    texts = [(tmp_path / "record.json").read_text()]
+    texts += (tmp_path / "progress.jsonl").read_text().splitlines()
+    for text in texts:
+        json.loads(text, parse_constant=pytest.fail)
+    outcome = read_record(tmp_path / "record.json").outcome
+    assert outcome.diverged[0] == {"width": "inf", "step": 40}
+
+
 def test_progress_lines_say_where_training_stands(tmp_path):
     folder = tmp_path / "smoke" / "toy" / "quadratic" / "all"
     fit(Quadratic(), CONFIG, SOURCES, folder, 1e9)
@@ -165,6 +218,19 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".lock", ".record.json", "metrics.csv", "progress.jsonl", "record.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", ["nothing", "the record"])
+def test_a_kill_before_the_checkpoint_is_removed_leaves_nothing(tmp_path, lost):
+    context = Context(torch.device("cpu"), tmp_path)
+    train(SPIRALS, tmp_path, context, 1e9)
+    finished = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "checkpoint.pt").write_bytes(b"of the last epoch")
+    (tmp_path / ".checkpoint.pt.7").write_bytes(b"half")
+    if lost == "the record":
+        (tmp_path / "record.json").unlink()
+    train(SPIRALS, tmp_path, context, 1e9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == finished
 
 
 def test_a_record_says_what_computed(tmp_path):

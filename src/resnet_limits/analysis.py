@@ -17,7 +17,8 @@ from resnet_limits.spec import Study, load_study
 def make_table(study: str, table: str, scale: str, layout: Layout) -> None:
     """Write one of a study's tables from the runs that have finished.
 
-    A table none of whose experiments has a run is empty.
+    A table none of whose experiments has a run is empty. One all of whose runs diverged says so in
+    a column ``diverged``, and has a row for that if nothing else is left of them.
 
     Raises
     ------
@@ -33,10 +34,20 @@ def make_table(study: str, table: str, scale: str, layout: Layout) -> None:
     frame = pd.DataFrame(columns=["dataset"])
     if any(runs.values()):
         frame = with_protocol(spec.load("tables", table)(runs), runs)
+        read = [run.record for found in runs.values() for run in found]
+        if all(record.outcome.state == "diverged" for record in read):
+            frame = _diverged(frame, read[0].data.name)
     path = layout.table(scale, study, table)
     write_table(path, frame)
     write_atomic(layout.table_digest(scale, study, table), f"{hash_file(path)}  {path.name}\n")
     print(path)
+
+
+def _diverged(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return a table that says that every run diverged."""
+    if frame.empty:
+        frame = frame.reindex([0]).assign(dataset=dataset)
+    return frame.assign(diverged=True)
 
 
 def finished_runs(spec: Study, experiment: str, scale: str, layout: Layout) -> list[Run]:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import json
 import lzma
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from pydantic import Field
 
 from resnet_limits.documents import read_json
 from resnet_limits.errors import UserError, require_known
-from resnet_limits.files import write_atomic
-from resnet_limits.layout import RECORD, RECORDED, Layout, RunKey
+from resnet_limits.files import remove, remove_temporaries, write_atomic
+from resnet_limits.layout import MANIFEST, RECORD, RECORDED, Layout, RunKey
 from resnet_limits.locks import locked
 from resnet_limits.runs import COMPRESSED, Run, read_record, read_run
 from resnet_limits.settings import Model, build
 from resnet_limits.spec import Study, load_study
+from resnet_limits.study_files import Name
 
+# A run's folder in its experiment's, and nowhere else.
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
+NEW, OLD = "new", "old"  # ends of the hidden folders beside a run's while it is replaced
 RESTORE = "Restore it with `git checkout -- results/recorded`."
 
 
@@ -32,7 +35,7 @@ class Kept(Model):
 
     scale: str = Field(description="the scale that all runs were trained at")
     commits: list[str] = Field(description="of the sources that trained them")
-    runs: dict[str, str] = Field(description="the seal of each run's record, by run")
+    runs: dict[RunName, str] = Field(description="the seal of each run's record, by run")
     other_sources: list[str] = Field(
         [], description="runs that other sources trained than those of the commit that kept them"
     )
@@ -41,7 +44,7 @@ class Kept(Model):
 class Manifest(Model):
     """What the archive holds of a study: manifest.json."""
 
-    experiments: dict[str, Kept]
+    experiments: dict[Name, Kept]
 
 
 def record(
@@ -79,27 +82,43 @@ def record(
     for name in experiments:
         require_known(name, spec.experiments, f"{study}: experiment")
     with locked(layout.manifest(study).with_name(".lock")):
-        _finish_swaps(layout.study(RECORDED, study))
-        kept = dict(read_manifest(study, layout).experiments)
-        found = {
-            name: _finished(spec, name, runs, scale, layout)
-            for name in experiments or spec.experiments
-        }
-        if not any(found.values()):
-            raise UserError(f"{layout.study(scale, study)}: no run has finished; train one.")
-        # Everything is checked before anything is written.
-        entries = {
-            name: _entry(spec, name, chosen, kept.get(name), layout, force)
-            for name, chosen in found.items()
-            if chosen
-        }
-        for name, entry in entries.items():
-            for run in found[name]:
-                _write_run(run, layout)
-            folder = layout.study(RECORDED, study) / name
-            _drop_others(folder, entry.runs)
-            print(f"{folder}: {len(found[name])} runs of scale {scale}")
-        _write_manifest(study, kept | entries, layout)
+        _settle(study, layout)
+        try:
+            _add(spec, experiments, runs, scale, layout, force)
+        finally:  # also where the disk is full
+            _settle(study, layout)
+
+
+def _add(
+    spec: Study,
+    experiments: Sequence[str],
+    runs: Sequence[str],
+    scale: str,
+    layout: Layout,
+    force: bool,
+) -> None:
+    """Check everything, write the runs, and with the manifest make them the archive's."""
+    kept = dict(read_manifest(spec.name, layout).experiments)
+    found = {
+        name: _finished(spec, name, runs, scale, layout) for name in experiments or spec.experiments
+    }
+    if not any(found.values()):
+        raise UserError(f"{layout.study(scale, spec.name)}: no run has finished; train one.")
+    entries = {
+        name: _entry(spec, name, chosen, kept.get(name), layout, force)
+        for name, chosen in found.items()
+        if chosen
+    }
+    for name in entries:
+        for run in found[name]:
+            _write_run(run, layout)
+    _write_manifest(spec, kept | entries, layout)
+    for name, entry in entries.items():
+        folder = layout.study(RECORDED, spec.name) / name
+        _drop_others(folder, entry.runs)
+        print(f"{folder}: {len(found[name])} runs of scale {scale}")
+    for name in kept.keys() - spec.experiments.keys():  # which study.yaml has dropped
+        remove(layout.study(RECORDED, spec.name) / name)
 
 
 def _finished(
@@ -155,11 +174,12 @@ def _entry(
 
 
 def _write_run(run: Run, layout: Layout) -> None:
-    """Write a run whole beside the old one, then let it take the old one's place."""
+    """Write a run whole beside the old one, then let it take the old one's place.
+
+    The old one stays beside it until the manifest names the new one.
+    """
     target = layout.archived(run.record.config.key)
-    fresh, old = (target.with_name(f".{target.name}.{part}") for part in ("new", "old"))
-    for left in (fresh, old):
-        shutil.rmtree(left, ignore_errors=True)
+    fresh, old = _beside(target, NEW), _beside(target, OLD)
     for file in run.record.files:
         packed = lzma.compress(run.content(file))
         write_atomic(fresh / (file + COMPRESSED), packed)
@@ -167,30 +187,78 @@ def _write_run(run: Run, layout: Layout) -> None:
     if target.exists():
         target.rename(old)
     fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def _finish_swaps(folder: Path) -> None:
-    """Put back the runs that a killed process had moved aside and not replaced yet."""
-    for old in folder.glob("*/.*.old"):
-        target = old.with_name(old.name[1:].removesuffix(".old"))
-        if not target.exists():
+def _beside(target: Path, part: str) -> Path:
+    return target.with_name(f".{target.name}.{part}")
+
+
+def _settle(study: str, layout: Layout) -> None:
+    """Make the archive what its manifest says, whatever a process left that was killed.
+
+    Of two versions of a run, the one stays that the manifest names.
+    """
+    folder = layout.study(RECORDED, study)
+    kept = read_manifest(study, layout).experiments
+    for old in folder.glob(f"*/.*.{OLD}"):
+        target = old.with_name(old.name[1:].removesuffix(f".{OLD}"))
+        entry = kept.get(target.parent.name)
+        wanted = entry.runs.get(target.name) if entry else None
+        if not target.exists() or wanted == _seal(old):
+            remove(target)
             old.rename(target)
+        remove(old)
+    for fresh in folder.glob(f"*/.*.{NEW}"):
+        remove(fresh)
+    remove_temporaries(folder)
 
 
-def _drop_others(folder: Path, runs: dict[str, Any]) -> None:
+def _seal(folder: Path) -> str:
+    """Return the seal of a run's record, or nothing of one that is damaged."""
+    try:
+        return read_record(folder / RECORD).seal
+    except UserError:
+        return ""
+
+
+def _drop_others(folder: Path, runs: Iterable[str]) -> None:
+    """Remove what the manifest does not name."""
     for path in folder.iterdir():
-        if path.is_dir() and path.name not in runs:
-            shutil.rmtree(path)
+        if path.is_dir() and path.name not in runs and not path.name.startswith("."):
+            remove(path)
 
 
-def _write_manifest(study: str, kept: dict[str, Kept], layout: Layout) -> None:
-    known = load_study(study).experiments
-    for name in kept.keys() - known.keys():  # an experiment that study.yaml has dropped
-        shutil.rmtree(layout.study(RECORDED, study) / name, ignore_errors=True)
-    content = {name: kept[name].model_dump() for name in known if name in kept}
+def _write_manifest(spec: Study, kept: dict[str, Kept], layout: Layout) -> None:
+    content = {name: kept[name].model_dump() for name in spec.experiments if name in kept}
     text = json.dumps({"experiments": content}, indent=1)
-    write_atomic(layout.manifest(study), text + "\n")
+    write_atomic(layout.manifest(spec.name), text + "\n")
+
+
+def refuse_archive(path: Path) -> None:
+    """Refuse to write into an archive, which `record` alone does.
+
+    Raises
+    ------
+    UserError
+        If a path, its links followed, is in the folder of the scale ``recorded``, here or
+        elsewhere.
+    """
+    whole = path.resolve()
+    here = Layout().results / RECORDED
+    elsewhere = any(
+        part.name == RECORDED and part.parent.name == here.parent.name
+        for part in (whole, *whole.parents, path.absolute(), *path.absolute().parents)
+    )
+    if elsewhere or whole.is_relative_to(here.resolve()) or _has_manifest(whole):
+        raise UserError(
+            f"{path}: belongs to the archive, which only `resnet-limits record` writes; name "
+            "another folder."
+        )
+
+
+def _has_manifest(path: Path) -> bool:
+    """Whether a path is in an archive's folder of a study, which may have any name."""
+    return any((parent / MANIFEST).exists() for parent in path.parents)
 
 
 def read_manifest(study: str, layout: Layout) -> Manifest:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from resnet_limits.contract import Stateful, attributes, training_state
-from resnet_limits.files import hash_bytes, write_atomic
+from resnet_limits.files import hash_bytes, remove, write_atomic
 from resnet_limits.problem import Problem
 
 T = TypeVar("T")
@@ -103,10 +102,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete the file of a finished run."""
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
-        else:
-            self.path.unlink(missing_ok=True)
+        remove(self.path)
 
     def _discard(self, why: str) -> None:
         print(f"{self.path}: {why}; starting over.", flush=True)

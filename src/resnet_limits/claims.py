@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from resnet_limits.analysis import read_table
 from resnet_limits.documents import read_json
@@ -105,9 +106,10 @@ def read_verdicts(study: str, scale: str, layout: Layout) -> list[Verdict]:
     """Read what `judge_study` wrote; `UserError` if it is missing or damaged."""
     path = layout.claims(scale, study)
     try:
-        return [Verdict(**content) for content in read_json(path)]
-    except (OSError, TypeError, UserError) as error:
-        raise UserError(f"{path}: no readable verdicts ({error}); run Snakemake.") from None
+        return TypeAdapter(list[Verdict]).validate_python(read_json(path))
+    except (OSError, ValidationError, UserError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"{path}: no readable verdicts ({why}); run Snakemake.") from None
 
 
 def judge(
@@ -141,6 +143,8 @@ def judge(
     if table.empty:
         return replace(untested, why=f"nothing that it needs was run at scale {scale}")
     rows = select(table, claim.select, claim.id)
+    if rows.empty and "diverged" in table and table["diverged"].all():
+        return replace(untested, verdict=INCONCLUSIVE, why="every run diverged")
     if rows.empty:
         return replace(untested, why=_nothing_selected(claim, table, scale))
     datasets = sorted(rows["dataset"].unique())

@@ -18,6 +18,7 @@ from pydantic import (
 from resnet_limits.settings import Distinct, Incidental, Mistake, Settings, Truncates
 
 PIXELS = {"digits": 8, "mnist": 28, "cifar10": 32, "cifar100": 32}  # a side of the images
+LEAST_IMAGES = 1000  # every data set has more
 Type = Literal["auto", "float32", "bfloat16"]
 
 
@@ -112,6 +113,21 @@ class ClassificationSettings(Settings):
     def last_epoch(self) -> int:
         """The epoch after which training ends."""
         return self.stop_after or self.epochs
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: padded images as bytes, a float32 batch, the ends of epochs."""
+        images = self.train_images or LEAST_IMAGES
+        side = self.size + 2 * self.augmentation.pad
+        return {
+            "train_images, size, augmentation.pad": images * side**2,
+            "batch, size": 4 * self.largest_batch * self.size**2,
+            "epochs": 40 * self.epochs,
+        }
+
+    @property
+    def largest_batch(self) -> int:
+        """A lower bound of the largest mini-batch."""
+        return min(self.batch, self.train_images or LEAST_IMAGES)
 
     @model_validator(mode="after")
     def _fits_its_images(self) -> Self:

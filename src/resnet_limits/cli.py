@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from resnet_limits.errors import UserError, require_known
 from resnet_limits.layout import Layout, RunKey
@@ -28,14 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        return _fail(options.command, f"{error.filename}: {error.strerror}", 2)
+        where = error.filename or "output"
+        return _fail(options.command, f"{where}: {error.strerror or error}", 2)
+    except MemoryError as error:
+        return _fail(options.command, f"not enough memory; give smaller numbers. {error}", 2)
     except KeyboardInterrupt:
         return _fail(options.command, "interrupted", 128 + signal.SIGINT)
     return 0
 
 
 def _fail(command: str, message: str, status: int) -> int:
-    print(f"resnet-limits {command}: {message}", file=sys.stderr)
+    line = " ".join(message.splitlines())  # names of files may have line breaks
+    print(f"resnet-limits {command}: {line}", file=sys.stderr)
     return status
 
 
@@ -45,9 +51,11 @@ def _config(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from resnet_limits.archive import refuse_archive
     from resnet_limits.problem import Context
     from resnet_limits.train import choose_device, read_config, train
 
+    refuse_archive(options.output)
     config = read_config(options.config)
     experiment = load_study(config.key.study).experiments[config.key.experiment]
     set_threads(experiment.resources.threads)
@@ -105,8 +113,11 @@ def _progress(options: argparse.Namespace) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
+    from resnet_limits.archive import refuse_archive
     from resnet_limits.data.images import prepare
 
+    if options.stamp:
+        refuse_archive(options.stamp)
     prepare(options.names, options.data_root, options.stamp)
 
 
@@ -135,10 +146,24 @@ def _schema(options: argparse.Namespace) -> None:
     print(json.dumps(json_schema(study.settings_class(options.experiment)), indent=1))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.splitlines())
+        self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
+
+
+def _seconds(text: str) -> float:
+    """Return a number of seconds, at least 0; infinity and NaN are refused."""
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError
+    return seconds
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="resnet-limits", description="The steps of the pipeline by hand."
-    )
+    parser = _Parser(prog="resnet-limits", description="The steps of the pipeline by hand.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     config = commands.add_parser("config", help="print a run's resolved configuration")
@@ -153,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--output", type=Path, required=True, help="the run's folder")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     train.add_argument("--data-root", type=Path, default=Path("data"))
-    train.add_argument("--checkpoint-seconds", type=float, default=20.0)
+    train.add_argument("--checkpoint-seconds", type=_seconds, default=20.0)
     train.set_defaults(run=_train)
 
     for name, what, run in (

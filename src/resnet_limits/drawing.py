@@ -15,11 +15,12 @@ def draw_figure(study: str, figure: str, scale: str, layout: Layout) -> None:
     spec = load_study(study)
     require_known(figure, spec.figures, f"{study}: figure")
     names = spec.figures[figure].tables
-    tables = {name: read_table(study, name, scale, layout) for name in names}
+    tables = {name: style.drawable(read_table(study, name, scale, layout)) for name in names}
     paths = [layout.table(scale, study, name) for name in names]
     with style.applied():
         plot = spec.load("plots", figure)
-        drawn = style.not_run() if all(t.empty for t in tables.values()) else plot(tables)
+        why = style.nothing_to_draw(tables.values())
+        drawn = style.notice(why) if why else plot(tables)
         target = layout.figure(scale, study, figure).with_suffix("")
         style.save(drawn, target, tables, paths, scale_label(spec, figure, scale, layout))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,22 +25,39 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with named(path), temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except OSError:
         temporary.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a full disk names no file
         raise
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an `OSError` name the file: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed processes have left; the caller holds the folder's lock."""
     for path in folder.iterdir():
         if TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:

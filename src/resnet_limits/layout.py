@@ -14,6 +14,8 @@ CHECKPOINT = "checkpoint.pt"
 PROGRESS = "progress.jsonl"
 LOCK = ".lock"
 
+MANIFEST = "manifest.json"  # of a study's archive
+
 # Folders beside the experiments' in a study's folder.
 TABLES, LOGS = "tables", "logs"
 
@@ -59,7 +61,7 @@ class Layout:
 
     def manifest(self, study: str) -> Path:
         """Return the file that says what the archive holds of a study."""
-        return self.study(RECORDED, study) / "manifest.json"
+        return self.study(RECORDED, study) / MANIFEST
 
     def table(self, scale: str, study: str, table: str) -> Path:
         """Return the file of a tidy table."""

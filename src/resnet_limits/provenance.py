@@ -18,6 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from resnet_limits.documents import read_text
+from resnet_limits.errors import UserError
+
 PACKAGE = Path(__file__).parent
 # Packages whose arithmetic a training run may use.
 PACKAGES = ("numpy", "scipy", "torch", "numba", "resnet-limits")
@@ -99,7 +102,13 @@ def _plain(node: Any) -> Any:
 
 
 def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"), str(path))
+    try:
+        return ast.parse(read_text(path), str(path))
+    except SyntaxError as error:
+        where = f"{path}:{error.lineno}" if error.lineno else str(path)
+        raise UserError(f"{where}: not valid Python: {error.msg}; correct it.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid Python: {error}; correct it.") from None
 
 
 def _trains(path: Path) -> bool:

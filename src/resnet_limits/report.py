@@ -177,7 +177,7 @@ def _run_row(run: Run, sources: str) -> dict[str, Any]:
         "device": f"{provenance.device}, {_count(provenance.threads, 'thread')}",
         "engine": " ".join(filter(None, [provenance.engine, provenance.precision])),
         "commit": provenance.commit,
-        "torch": provenance.versions["torch"],
+        "torch": provenance.versions.get("torch", ""),
         "current": provenance.sources == sources,
     }
 

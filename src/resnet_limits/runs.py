@@ -8,7 +8,7 @@ import lzma
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import Field
@@ -23,6 +23,10 @@ from resnet_limits.spec import RunConfig, load_study
 from resnet_limits.study_files import PROTOCOLS
 
 COMPRESSED = ".xz"  # how the archive keeps measurements: the same bytes at every time and place
+# What a compressed file may need and hold, since a few kilobytes could hold terabytes.
+DECODER_BYTES = 128 * 2**20
+LARGEST_FILE = 512 * 2**20
+FileName = Annotated[str, Field(pattern=r"^\w[\w-]*\.csv$")]  # beside the record, nowhere else
 
 
 class ConfigFile(Model):
@@ -87,7 +91,7 @@ class Record(Model):
     data: DataFile
     provenance: Provenance
     timing: Timing
-    files: dict[str, str] = Field(description="hashes of the measurements")
+    files: dict[FileName, str] = Field(description="hashes of the measurements")
     seal: str = Field(description="hash of everything above")
 
 
@@ -211,7 +215,7 @@ class Run:
         path = self.folder / file
         packed = path.with_name(file + COMPRESSED)
         try:
-            raw = lzma.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+            raw = unpack(packed.read_bytes()) if packed.exists() else path.read_bytes()
         except (OSError, lzma.LZMAError):
             raw = b""
         if hash_bytes(raw) != self.record.files.get(file):
@@ -227,6 +231,12 @@ class Run:
             If the file is missing or is not the one that the record names.
         """
         return pd.read_csv(io.BytesIO(self.content(f"{probe}.csv")))
+
+
+def unpack(packed: bytes) -> bytes:
+    """Decompress a file of the archive, or as much of it as is allowed."""
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, DECODER_BYTES)
+    return decoder.decompress(packed, LARGEST_FILE)
 
 
 Runs = Mapping[str, list[Run]]  # by experiment; an experiment may have no runs, or not all yet

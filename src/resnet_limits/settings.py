@@ -65,8 +65,33 @@ class Model(BaseModel):
         return values
 
 
+LARGEST = 2**53  # up to here, floats count without gaps
+
+
 class Settings(Model):
     """Base of all settings of problems."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_larger_than_any_count(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(number, int) and abs(number) > LARGEST:
+                    raise Mistake(str(key), f"too large a number; give at most {LARGEST}.")
+        return values
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds of the bytes that training holds at once, by what they grow with.
+
+        Rough ones will do, such as ``{"n_train, seed": 8 * self.n_train * len(self.seed)}``: they
+        are there to refuse what can never fit, before anything is allocated.
+        """
+        return {}
+
+
+def spaced_bytes(count: int) -> int:
+    """Return the bytes that so many log-spaced steps take while they are chosen."""
+    return 24 * count
 
 
 class _TrainedTogether:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -36,6 +37,7 @@ from resnet_limits.study_files import (
 )
 
 STUDIES = PACKAGE / "studies"
+MEGABYTE = 10**6
 
 
 def report_sources() -> str:
@@ -76,6 +78,12 @@ class RunConfig:
     def digest(self) -> str:
         """A hash of the configuration."""
         return digest(self.to_json())
+
+    @property
+    def largest_need(self) -> tuple[str, int]:
+        """The settings that need most memory, and a lower bound of it in bytes."""
+        needs = self.settings.memory_bytes()
+        return max(needs.items(), key=lambda item: item[1], default=("", 0))
 
 
 @dataclass(frozen=True)
@@ -208,6 +216,7 @@ class Study:
     def config(self, document: Mapping[str, Any], where: str) -> RunConfig:
         """Return the typed form of what `RunConfig.to_json` gave, or of what a user wrote."""
         key = RunKey(*(document[part] for part in ("scale", "study", "experiment", "run")))
+        require_known(key.scale, TRAINED_SCALES, f"{where}: scale")
         require_known(key.experiment, self.experiments, f"{where}: experiment")
         settings = build(
             self.settings_class(key.experiment), document["settings"], f"{where}: settings"
@@ -250,7 +259,7 @@ class Study:
         """Return the type of an experiment's settings: ``XSettings`` of ``XProblem``."""
         problem = self.experiments[experiment].problem
         name = problem.removesuffix("Problem") + "Settings"
-        module = importlib.import_module(f"resnet_limits.studies.{self.name}.settings")
+        module = self._import("settings")
         known = [key for key in vars(module) if key.endswith("Settings")]
         where = f"{self.file}: experiments.{experiment}.problem: {problem}: settings class"
         require_known(name, known, where)
@@ -298,9 +307,20 @@ class Study:
 
     def load(self, role: str, name: str) -> Any:
         """Import and return the function or class that `find` finds."""
-        stem = self.find(role, name).stem
-        module: ModuleType = importlib.import_module(f"resnet_limits.studies.{self.name}.{stem}")
-        return getattr(module, name)
+        return getattr(self._import(self.find(role, name).stem), name)
+
+    def _import(self, stem: str) -> ModuleType:
+        """Import one of the study's modules; `UserError` names the line that fails."""
+        path = self.folder / f"{stem}.py"
+        public_names(path)  # a mistake of syntax has a message of its own
+        try:
+            return importlib.import_module(f"resnet_limits.studies.{self.name}.{stem}")
+        except Exception as error:  # whatever running the module may raise
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{path}: cannot be imported: {frame.filename}:{frame.lineno}: {what}. Correct it."
+            ) from error
 
     def _contents(self, experiment: str) -> dict[str, Any]:
         """Return the protocol's settings without their sources."""
@@ -344,7 +364,18 @@ class Study:
                 self._check_grid(name, key, value, where)
         # Building a run's configuration checks its settings, one by one and together.
         for scale in reversed(TRAINED_SCALES):  # the protocol first
-            self.experiment(name, scale).runs()
+            for config in self.experiment(name, scale).runs().values():
+                self._check_memory(config)
+
+    def _check_memory(self, config: RunConfig) -> None:
+        """Refuse a run that can never fit into the memory that it asks for."""
+        asked = self.experiments[config.key.experiment].resources.mem_mb
+        names, needed = config.largest_need
+        if needed > asked * MEGABYTE:
+            raise UserError(
+                f"{self.file}: {config.key}: {names}: needs at least {needed / MEGABYTE:.0f} MB of "
+                f"memory, but resources.mem_mb is {asked}; raise it, or give smaller numbers."
+            )
 
     def _check_grid(self, experiment: str, key: str, value: Any, where: str) -> None:
         source = self.experiments[experiment].settings[key]

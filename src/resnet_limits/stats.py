@@ -97,7 +97,8 @@ def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = CONFIDENCE) -> Line
     fit = OLS(y[finite], add_constant(x[finite])).fit()
     low, high = fit.conf_int(1 - confidence)[1]
     slope = Estimate(fit.params[1], low, high, int(finite.sum()), float(fit.pvalues[1]))
-    return Line(slope, float(fit.params[0]), float(fit.bse[1]), float(fit.rsquared))
+    with np.errstate(invalid="ignore"):  # equal values have no r^2
+        return Line(slope, float(fit.params[0]), float(fit.bse[1]), float(fit.rsquared))
 
 
 def slope(
@@ -324,6 +325,8 @@ def binomial_slope(
         raise TooFewError("a slope with an interval needs three runs at two sizes or more")
     total = rows[trials].to_numpy(dtype=float)
     counts = rows[failures].to_numpy(dtype=float)
+    if (counts == total).all():
+        raise TooFewError("every trial failed, so there is no slope")
     regressors = add_constant(np.log(rows[x].to_numpy(dtype=float)))
     start = OLS(np.log((counts + 0.5) / (total + 1)), regressors).fit().params
     # A log link allows probabilities above 1; start where all are below.

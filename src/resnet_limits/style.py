@@ -74,28 +74,62 @@ def panels(
     return figure, axes[0]
 
 
+NOT_RUN = "not run at this scale"
+ALL_DIVERGED = "every run diverged"
+LARGEST = 1e100  # on an axis
+
+
 def not_run() -> Figure:
     """Return a figure that says that the scale leaves it out."""
+    return notice(NOT_RUN)
+
+
+def notice(text: str) -> Figure:
+    """Return a figure that says why there is nothing to draw."""
     figure, (ax,) = panels(width=4.0, height=1.0)
-    mark_not_run(ax)
+    mark(ax, text)
     return figure
 
 
 def mark_not_run(ax: Axes) -> None:
     """Say in a panel that the scale leaves it out."""
-    ax.text(0.5, 0.5, "not run at this scale", ha="center", transform=ax.transAxes)
+    mark(ax, NOT_RUN)
+
+
+def mark(ax: Axes, text: str) -> None:
+    """Say in a panel why there is nothing to draw."""
+    ax.text(0.5, 0.5, text, ha="center", transform=ax.transAxes)
     ax.set_axis_off()
+
+
+def drawable(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out numbers so large that an axis would have no ticks: those of a run that diverges."""
+    numbers = table.select_dtypes("float")
+    beyond = (numbers.abs() > LARGEST) & np.isfinite(numbers)
+    return table.assign(**numbers.mask(beyond))
+
+
+def nothing_to_draw(tables: Iterable[pd.DataFrame]) -> str:
+    """Say why tables have nothing to draw, in words; empty if they do have something."""
+    filled = [table for table in tables if not table.empty]
+    if not filled:
+        return NOT_RUN
+    diverged = all("diverged" in table and table["diverged"].all() for table in filled)
+    return ALL_DIVERGED if diverged else ""
 
 
 def panel(
     draw: Callable[Concatenate[Axes, pd.DataFrame, P], None],
 ) -> Callable[Concatenate[Axes, pd.DataFrame, P], None]:
-    """Decorate a function that draws rows into a panel: without rows, the panel says so."""
+    """Decorate a function that draws rows into a panel.
+
+    Without rows, or where all are of runs that diverged, the panel says so.
+    """
 
     @wraps(draw)
     def drawn(ax: Axes, rows: pd.DataFrame, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        if rows.empty:
-            mark_not_run(ax)
+        if why := nothing_to_draw([rows]):
+            mark(ax, why)
         else:
             draw(ax, rows, *args, **kwargs)
 

@@ -14,22 +14,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from resnet_limits.checkpoint import Checkpoint, Columns, Marks, pack, read_marks, unpack
 from resnet_limits.contract import METRICS, Contract
-from resnet_limits.documents import parse_json
-from resnet_limits.errors import UserError
-from resnet_limits.files import remove_temporaries, write_atomic
+from resnet_limits.documents import parse_json, read_json
+from resnet_limits.errors import UserError, require_known
+from resnet_limits.files import named, remove, remove_temporaries, write_atomic
 from resnet_limits.layout import CHECKPOINT, KEPT_RECORD, LOCK, PROGRESS, RECORD
 from resnet_limits.locks import locked
+from resnet_limits.memory import require_memory
 from resnet_limits.problem import Context, Probe, Problem
 from resnet_limits.provenance import git_commit, versions
 from resnet_limits.runs import ConfigFile, Run, read_record, write_record
 from resnet_limits.settings import build
-from resnet_limits.spec import RunConfig, load_study
+from resnet_limits.spec import RunConfig, Study, load_study, study_names
 
 
 def choose_device(name: str) -> torch.device:
@@ -38,6 +40,9 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UserError("workflow/config.yaml: device: cuda, but torch sees no GPU; use auto.")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+LOSSES = ("loss", "train_loss", "test_loss")  # columns of metrics that tell a diverged member
 
 
 @dataclass
@@ -76,13 +81,25 @@ def train(config: RunConfig, folder: Path, context: Context, checkpoint_seconds:
         remove_temporaries(folder)
         if _is_finished(config, sources, folder / RECORD):
             print(f"{folder}: has been trained already.")
-            return
-        if _put_back(config, sources, context, folder):
+        elif _put_back(config, sources, context, folder):
             print(f"{folder}: had finished; its record is put back.")
-            return
-        _use_threads_of(folder / CHECKPOINT)
-        build_problem = study.load("problems", study.experiments[config.key.experiment].problem)
-        fit(build_problem(config.settings, context), config, sources, folder, checkpoint_seconds)
+        else:
+            _train(study, config, sources, folder, context, checkpoint_seconds)
+        remove(folder / CHECKPOINT)  # of a run that was killed when its record was written
+
+
+def _train(
+    study: Study,
+    config: RunConfig,
+    sources: str,
+    folder: Path,
+    context: Context,
+    checkpoint_seconds: float,
+) -> None:
+    require_memory(config, context.device)
+    _use_threads_of(folder / CHECKPOINT)
+    build_problem = study.load("problems", study.experiments[config.key.experiment].problem)
+    fit(build_problem(config.settings, context), config, sources, folder, checkpoint_seconds)
 
 
 def _is_finished(config: RunConfig, sources: str, path: Path) -> bool:
@@ -129,8 +146,8 @@ def fit(
 
     Continues from the folder's checkpoint if that is of the same configuration, sources,
     versions, device, threads, engine and precision, and then ends with the same bits as an
-    undisturbed run. Members whose loss stops being finite are recorded as diverged; the others
-    go on.
+    undisturbed run. Members whose loss stops being finite, also by the last measurement's columns
+    ``loss``, ``train_loss`` and ``test_loss``, are recorded as diverged; the others go on.
 
     Parameters
     ----------
@@ -153,6 +170,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     loop = _Loop(problem, config, sources, folder, checkpoint_seconds)
     loop.run()
+    loop.mark_lost()
     _write(problem, loop.state, config, sources, folder)
     loop.checkpoint.remove()
 
@@ -241,6 +259,16 @@ class _Loop:
         state.diverged_at.masked_fill_(lost, state.step)
         state.step += 1
 
+    def mark_lost(self) -> None:
+        """Mark members whose last measured losses are not finite: the last step lost them."""
+        if METRICS not in self.state.rows:
+            return
+        metrics = pd.concat(map(unpack, self.state.rows[METRICS]), ignore_index=True)
+        for index, member in enumerate(self.problem.members):
+            at = _lost_at(metrics, member)
+            if at is not None and self.state.diverged_at[index] < 0:
+                self.state.diverged_at[index] = at
+
     def _save(self) -> None:
         """Write a checkpoint, unless it would not hold all that has changed."""
         self.contract.check_state()
@@ -268,11 +296,21 @@ class _Loop:
             "steps": problem.steps,
             "seconds": round(state.seconds, 2),
             "pid": os.getpid(),
-            "median": {key: float(f"{value:.4g}") for key, value in median.items()},
+            "median": _finite({key: float(f"{value:.4g}") for key, value in median.items()}),
         }
-        with self.lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+        text = json.dumps(line, allow_nan=False)
+        with named(self.lines), self.lines.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+        print(text, flush=True)
+
+
+def _lost_at(metrics: pd.DataFrame, member: Mapping[str, Any]) -> int | None:
+    """Return the step of a member's last measurement, if one of its losses is not finite."""
+    keys = [key for key in member if key in metrics]
+    own = metrics[(metrics[keys] == [member[key] for key in keys]).all(axis=1)]
+    last = own[own["step"] == own["step"].max()]
+    losses = last[[name for name in LOSSES if name in last]].astype(float)
+    return None if np.isfinite(losses).all(axis=None) else int(last["step"].iloc[0])
 
 
 def _due(probes: Sequence[Probe]) -> dict[int, list[Probe]]:
@@ -327,10 +365,10 @@ def _outcome(problem: Problem, state: LoopState) -> dict[str, Any]:
     }
 
 
-def _finite(member: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a member with infinity as a word, since JSON has no such number."""
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with infinity and NaN as words, since JSON has no such numbers."""
     return {
-        k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in member.items()
+        k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in values.items()
     }
 
 
@@ -353,9 +391,12 @@ def read_config(source: str) -> RunConfig:
     ------
     UserError
         If it is no configuration, or has a setting that its study does not know.
+    FileNotFoundError
+        If there is no such file.
     """
     given = source.lstrip().startswith("{")
     where = "--config" if given else source
-    text = source if given else Path(source).read_text("utf-8")
-    content = build(ConfigFile, parse_json(text, where), where)
-    return load_study(content.study).config(content.model_dump(), where)
+    content = parse_json(source, where) if given else read_json(Path(source))
+    document = build(ConfigFile, content, where)
+    require_known(document.study, study_names(), f"{where}: study")
+    return load_study(document.study).config(document.model_dump(), where)

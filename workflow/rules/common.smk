@@ -9,6 +9,7 @@ from pathlib import Path
 try:
     from resnet_limits.archive import archived_keys
     from resnet_limits.devices import has_gpu
+    from resnet_limits.documents import read_yaml
     from resnet_limits.errors import UserError, require_known
     from resnet_limits.layout import RECORDED, Layout, RunKey
     from resnet_limits.settings import build, to_json
@@ -31,6 +32,19 @@ def for_users(function):
             sys.exit(f"Error: {error}")
 
     return wrapped
+
+
+@for_users
+def check_file(path):
+    """Say what Snakemake says in many lines or, of a duplicate key, not at all."""
+    if not isinstance(read_yaml(Path(path)), dict):
+        raise UserError(f"{path}: not a mapping of keys to values; write some, as `scale: quick`.")
+
+
+check_file("workflow/config.yaml")
+
+
+configfile: "workflow/config.yaml"
 
 
 @for_users

@@ -202,13 +202,16 @@ def _backward(
 
 
 def _set_threads() -> int:
-    """Let numba use as many threads as torch does, and return how many these are."""
+    """Let numba use as many threads as torch does, if it has them, and return torch's number.
+
+    The blocks of samples, and so the order of sums, follow torch's number alone: that of numba,
+    which may be smaller, only says how many blocks are computed at once.
+    """
     wanted = torch.get_num_threads()
-    threads = min(wanted, int(config.NUMBA_NUM_THREADS))
-    numba.set_num_threads(threads)
+    numba.set_num_threads(min(wanted, int(config.NUMBA_NUM_THREADS)))
     if torch.get_num_threads() != wanted:  # numba's first start resets the OpenMP that both share
         torch.set_num_threads(wanted)
-    return threads
+    return wanted
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -14,7 +14,15 @@ from pydantic import (
 )
 
 from resnet_limits.classification_settings import ClassificationSettings, StepSchedule
-from resnet_limits.settings import Axis, Distinct, Incidental, Mistake, Settings, TwoOrMore
+from resnet_limits.settings import (
+    Axis,
+    Distinct,
+    Incidental,
+    Mistake,
+    Settings,
+    TwoOrMore,
+    spaced_bytes,
+)
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Model = Literal["rkhs", "shl"]
@@ -92,6 +100,27 @@ class WidthSettings(Settings):
         description="number of log-spaced steps at which eigenvalues and PL quotients are measured"
     )
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: weights with gradients, states, kernel matrices and centres."""
+        scaling = self.embedding == "scaling"
+        sizes = [self.dimension] * len(self.alpha) if scaling else list(self.states)
+        size = "dimension, alpha" if scaling else "states"
+        item = {"float32": 4, "float64": 8}[self.precision]
+        draws, features = len(self.draw), sum(self.width)
+        layer = sum(sizes) * draws
+        largest = max((q for q in sizes if q <= self.kappa_states_max), default=0)
+        centres = 3 * sum(sizes) + len(sizes) * self.capacity
+        return {
+            f"depth, width, draw, {size}": 4 * item * self.depth * layer * features,
+            "depth, width, draw, samples": 2 * item * self.depth * draws * features * self.samples,
+            f"depth, samples, draw, {size}": 2 * item * self.depth * layer * self.samples,
+            "samples, depth, draw": item * draws * self.depth * self.samples**2,
+            "capacity, depth, samples": 8 * self.depth * self.samples * self.capacity * centres,
+            f"{size}, kappa_states_max": 8 * largest**4,
+            "probes": spaced_bytes(self.probes),
+            "bound_probes": spaced_bytes(self.bound_probes),
+        }
+
     @model_validator(mode="after")
     def _has_room_for_its_inputs(self) -> Self:
         least = min(self.states)
@@ -155,6 +184,14 @@ class FlowSettings(ImageSettings):
     )
     pretraining_rate: PositiveFloat = Field(description="learning rate of pretraining")
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: besides those of images, the flow's weights with gradients."""
+        flow = 8 * 9 * self.layers * self.channels**2
+        return super().memory_bytes() | {
+            "layers, channels": flow,
+            "pretraining": 40 * self.pretraining,
+        }
+
 
 class BlockNetworkSettings(ImageSettings):
     """Settings of `BlockNetworkProblem`."""
@@ -163,3 +200,11 @@ class BlockNetworkSettings(ImageSettings):
     width: PositiveInt = Field(
         description="channels of the first stage, doubled by each later stage"
     )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: besides those of images, the third stage's weights; W's gradients.
+
+        Each block of it has two convolutions of 3x3 among four times the width.
+        """
+        stage = 4 * 3 * 9 * self.layers * (4 * self.width) ** 2
+        return super().memory_bytes() | {"layers, width": stage}

@@ -348,7 +348,9 @@ def _theorem_columns(group: pd.DataFrame) -> dict[str, Any]:
     found, largest = bounds.condition(row), group["norm"].max()
     progress = row.step_size * found.rate
     worst = (group["loss"] / ((1 - progress) ** group["step"] * row.start_loss)).max()
-    decay, proven_rate = decay_columns(group, ["rate"]), -math.log1p(-progress)
+    decay = decay_columns(group, ["rate"])
+    # Far too large a step has no proven rate.
+    proven_rate = -math.log1p(-progress) if progress < 1 else math.nan
     return {
         **found._asdict(),
         "step_size": row.step_size,

@@ -165,7 +165,7 @@ class GradientsProblem(DenseProblem):
         rows: dict[str, list[Tensor]] = {"least": [], "most": [], "bound": []}
         for theta, activation in self._networks():
             ratios = self._adjoints(theta, activation)
-            lipschitz = torch.linalg.matrix_norm(theta.detach(), ord=2) * STEEPEST[activation]
+            lipschitz = spectral_norm(theta.detach()) * STEEPEST[activation]
             rows["least"].append(ratios.amin(1))
             rows["most"].append(ratios.amax(1))
             rows["bound"].append((1 - lipschitz / theta.shape[1]).clamp_min(0).prod(1))
@@ -216,6 +216,14 @@ def weights(width: int, depth: int, start: str, scale: float, seed: int) -> Tens
     layers = 1 if start == "tied" else depth
     drawn = torch.randn(layers, width, width, generator=source, dtype=torch.float64)
     return drawn.expand(depth, -1, -1) * (scale / math.sqrt(width))
+
+
+def spectral_norm(matrices: Tensor) -> Tensor:
+    """Return the norms of matrices ``(..., n, n)``; NaN for those that are not finite."""
+    finite = matrices.isfinite().all(-1).all(-1)
+    usable = matrices.where(finite[..., None, None], 0.0)
+    norms: Tensor = torch.linalg.matrix_norm(usable, ord=2)
+    return norms.where(finite, torch.nan)
 
 
 def over_depth(gradient: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_limits.classification_settings import ClassificationSettings, Precision
-from resnet_limits.settings import Axis, Incidental, Mistake, Settings, TwoOrMore
+from resnet_limits.settings import Axis, Incidental, Mistake, Settings, TwoOrMore, spaced_bytes
 
 Network = Literal[
     "resnet8",
@@ -23,6 +23,9 @@ Network = Literal[
 ]
 
 
+STEM_CHANNELS = 16  # every network has as many or more
+
+
 class ResNetSettings(ClassificationSettings):
     """Settings of `ResNetProblem`."""
 
@@ -36,6 +39,11 @@ class ResNetSettings(ClassificationSettings):
         "tau^{l-1}), 1 at the start; the smaller T, the faster tau moves relative to its spacing, "
         "by the factor (n / T)^2. T = 1 is the paper's time, T = n has tau start at 1, ..., n"
     )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: besides those of images, the stem's output of a batch."""
+        stem = 4 * self.largest_batch * STEM_CHANNELS * self.size**2
+        return super().memory_bytes() | {"batch, size": stem}
 
 
 class CostSettings(Settings):
@@ -55,6 +63,14 @@ class CostSettings(Settings):
     seed: Annotated[NonNegativeInt, Incidental()] = Field(
         description="seed of weights and images; each is a process of its own"
     )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: the stem's output, the linear layer, and times."""
+        return {
+            "batch, size": 4 * self.batch * STEM_CHANNELS * self.size**2,
+            "classes, batch": 4 * self.classes * max(self.batch, 64),
+            "repeats": 16 * self.repeats,
+        }
 
 
 class DenseSettings(Settings):
@@ -79,6 +95,16 @@ class DenseSettings(Settings):
     steps: PositiveInt = Field(description="steps of full-batch gradient descent")
     learning_rate: PositiveFloat = Field(description="learning rate without its factor L")
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: float64 weights with gradients, and states kept for gradients."""
+        networks = len(self.activation) * len(self.start) * len(self.seed)
+        layers = networks * sum(self.depth)
+        return {
+            "depth, width, seed": 16 * layers * self.width**2,
+            "depth, samples, width, seed": 8 * layers * self.samples * self.width,
+            "samples, dimension, seed": 8 * len(self.seed) * self.samples * self.dimension,
+        }
+
     @model_validator(mode="after")
     def _embeds_its_inputs(self) -> Self:
         # X^0 = w2 x needs orthonormal columns w2.
@@ -95,6 +121,11 @@ class ExpansionSettings(DenseSettings):
 
     order: Annotated[int, Field(ge=3)] = Field(description="highest order of the expansion")
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: besides those of dense networks, one term of every order."""
+        terms = 8 * self.order * self.samples * self.width
+        return super().memory_bytes() | {"order, samples, width": terms}
+
 
 class GradientsSettings(DenseSettings):
     """Settings of `GradientsProblem`."""
@@ -102,3 +133,7 @@ class GradientsSettings(DenseSettings):
     probes: Annotated[TwoOrMore, Incidental()] = Field(
         description="number of log-spaced steps that are measured"
     )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: besides those of dense networks, the probes' steps."""
+        return super().memory_bytes() | {"probes": spaced_bytes(self.probes)}

@@ -13,7 +13,15 @@ from pydantic import (
     model_validator,
 )
 
-from resnet_limits.settings import Axis, Distinct, Incidental, Mistake, Settings, TwoOrMore
+from resnet_limits.settings import (
+    Axis,
+    Distinct,
+    Incidental,
+    Mistake,
+    Settings,
+    TwoOrMore,
+    spaced_bytes,
+)
 
 
 class SpiralsSettings(Settings):
@@ -51,6 +59,24 @@ class SpiralsSettings(Settings):
         description="grid points per coordinate of the kept decision boundary"
     )
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: float32 weights with gradients, hidden units of all samples."""
+        seeds, members = len(self.seed), len(self.seed) * len(self.n_train)
+        steps = self.depth if self.field in ("constant", "per_step") else 0
+        fields = self.depth if self.field == "per_step" else 1
+        weights = members * (fields * self.field_width + self.head_width)
+        units = steps * self.field_width + self.head_width
+        compared = max((n for n in self.n_train if n <= self.gram_n_max), default=0)
+        return {
+            "seed, n_train, depth, field_width, head_width": 8 * weights,
+            "n_train, seed, depth, field_width, head_width": 4 * seeds * sum(self.n_train) * units,
+            "n_test, seed, n_train, head_width": 4 * members * self.n_test * self.head_width,
+            "gram_n_max, seed": 12 * seeds * compared**2,
+            "boundary_grid": 12 * self.boundary_grid**2,
+            "probes": spaced_bytes(self.probes),
+            "gram_probes": spaced_bytes(self.gram_probes),
+        }
+
     @model_validator(mode="after")
     def _measures_sizes_that_it_trains(self) -> Self:
         for size in self.boundary_n:
@@ -86,12 +112,26 @@ class ParticleSettings(Settings):
         description="width of the uniform noise on each coordinate, before inputs are scaled"
     )
     n_train: Axis[TwoOrMore] = Field(description="number of training points")
-    seed: Axis[NonNegativeInt] = Field(description="seed of data and particles")
+    seed: Annotated[Axis[NonNegativeInt], Incidental()] = Field(
+        description="seed of data and particles"
+    )
     steps: NonNegativeInt = Field(description="number of gradient steps; 0 measures the start only")
     step_size: PositiveFloat = Field(
         description="step size over the largest that is stable at the start"
     )
-    probes: TwoOrMore = Field(description="number of log-spaced steps at which all is measured")
+    probes: Annotated[TwoOrMore, Incidental()] = Field(
+        description="number of log-spaced steps at which all is measured"
+    )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: particles, points, and activations of all members."""
+        members = len(self.beta) * len(self.seed)
+        points = members * sum(self.n_train)
+        return {
+            "particles, n_train, beta, seed": 8 * points * self.particles,
+            "particles, depth, seed": 8 * members * self.particles * self.depth // 4,
+            "probes": spaced_bytes(self.probes),
+        }
 
 
 class SolversSettings(Settings):
@@ -109,5 +149,19 @@ class SolversSettings(Settings):
     noise: NonNegativeFloat = Field(description="width of the uniform noise on each coordinate")
     n_train: TwoOrMore = Field(description="number of training points")
     n_test: TwoOrMore = Field(description="number of points at which outputs are compared")
-    seed: Axis[NonNegativeInt] = Field(description="seed of data and initial weights")
-    probes: TwoOrMore = Field(description="number of log-spaced steps at which all is measured")
+    seed: Annotated[Axis[NonNegativeInt], Incidental()] = Field(
+        description="seed of data and initial weights"
+    )
+    probes: Annotated[TwoOrMore, Incidental()] = Field(
+        description="number of log-spaced steps at which all is measured"
+    )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: data and weights of all networks."""
+        networks = len(self.depth) * len(self.seed)
+        points = 16 * networks * (self.n_train + self.n_test)
+        return {
+            "n_train, n_test, depth, seed": points,
+            "field_width, head_width": 24 * networks * (self.field_width + self.head_width),
+            "probes": spaced_bytes(self.probes),
+        }

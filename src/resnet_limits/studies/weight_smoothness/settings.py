@@ -8,7 +8,15 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_limits.classification_settings import ClassificationSettings
-from resnet_limits.settings import Axis, Incidental, Mistake, NonEmpty, Settings, TwoOrMore
+from resnet_limits.settings import (
+    Axis,
+    Incidental,
+    Mistake,
+    NonEmpty,
+    Settings,
+    TwoOrMore,
+    spaced_bytes,
+)
 
 CHANNELS = 16  # of which the compiled convolutions need a multiple
 
@@ -41,6 +49,11 @@ class ChainSettings(Settings):
         "it is installed)"
     )
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of a number."""
+        return {"float32": 4, "float64": 8}[self.dtype]
+
 
 def refuse_compiled_softplus(activations: Iterable[str], backend: str) -> None:
     """Raise `Mistake` where a softplus is to be compiled: none is."""
@@ -66,6 +79,15 @@ class RegressionSettings(ChainSettings):
         description="seed of data and initial weights"
     )
 
+    def layer_bytes(self, layers: int) -> dict[str, int]:
+        """Return lower bounds: of W and V deviations, gradients and differences; x and y."""
+        weights = 6 * layers * self.width * self.dimension
+        return {
+            "depth, width, dimension": self.item_bytes * weights,
+            "samples, dimension": self.item_bytes * 2 * self.samples * self.dimension,
+            "samples, width": self.item_bytes * self.samples * self.width,
+        }
+
     @model_validator(mode="after")
     def _reaches_its_times(self) -> Self:
         last = max(self.times)
@@ -88,6 +110,10 @@ class LargeDepthSettings(RegressionSettings):
     limit_depth: NonNegativeInt = Field(
         description="depth that stands for the limit, a multiple of every depth; 0 for none"
     )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds, those of `layer_bytes`: all depths train in lockstep."""
+        return self.layer_bytes(sum(self.depth) + self.limit_depth)
 
     @model_validator(mode="after")
     def _has_a_limit_that_each_depth_divides(self) -> Self:
@@ -112,6 +138,13 @@ class LongTimeSettings(RegressionSettings):
         description="number of log-spaced steps, and of evenly spaced ones, that are measured"
     )
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: those of `layer_bytes`, steps, and entries of every layer."""
+        return self.layer_bytes(self.depth) | {
+            "probes": spaced_bytes(self.probes),
+            "entries, depth": 16 * self.entries * self.depth,
+        }
+
 
 class KinkSettings(ChainSettings):
     """Settings of `KinkProblem`."""
@@ -125,6 +158,14 @@ class KinkSettings(ChainSettings):
     probes: Annotated[TwoOrMore, Incidental()] = Field(
         description="number of log-spaced steps that are measured"
     )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: weights, deviations, gradients and differences of all layers."""
+        layers = sum(self.depth) * len(self.activation) * len(self.target)
+        return {
+            "depth, activation, target": self.item_bytes * 6 * layers,
+            "probes": spaced_bytes(self.probes),
+        }
 
     @model_validator(mode="after")
     def _has_targets_above_its_input(self) -> Self:
@@ -173,6 +214,14 @@ class DeepConvolutionSettings(ClassificationSettings):
         description="how layers are computed on a CPU: compiled by numba, by torch, or auto "
         "(numba where it is installed)"
     )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: besides those of images, weights with gradients, and entries."""
+        filters = 2 * self.depth * 9 * self.channels**2
+        return super().memory_bytes() | {
+            "depth, channels": 8 * filters,
+            "entries, depth": 16 * self.entries * self.depth,
+        }
 
     @model_validator(mode="after")
     def _reaches_its_measurements(self) -> Self:
