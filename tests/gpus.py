@@ -64,9 +64,13 @@ def pretended_gpu(note):
     TypeError
         In the body, where numpy gets a tensor of the GPU.
     """
-    autocast = torch.autocast
+    autocast, enabled, dtype = (
+        torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype,
+    )  # fmt: skip
     with (
         mock.patch("torch.autocast", lambda _, *args, **options: autocast("cpu", *args, **options)),
+        mock.patch("torch.is_autocast_enabled", lambda *_: enabled("cpu")),
+        mock.patch("torch.get_autocast_dtype", lambda _: dtype("cpu")),
         mock.patch("torch.cuda.is_bf16_supported", lambda: True),
         mock.patch("torch.cuda.synchronize", lambda: None),
         _Operations(note) as operations,

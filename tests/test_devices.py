@@ -47,8 +47,11 @@ CASES = {
     "spirals_frozen": ("two_spirals", "rate", "frozen", SHORT | SPIRALS),
     "vanilla": ("sorted_tau", "resnet20", "resnet20_vanilla_seed0", {}),
     "sorted_tau": ("sorted_tau", "resnet20", "resnet20_sorted_tau_seed0", {}),
+    "steps": ("sorted_tau", "steps_or_sorting", "resnet20_steps_seed0", {}),
     "cost": ("sorted_tau", "cost", 0, {}),
-    "expansion": ("sorted_tau", "dense", 0, SHORT | {"depth": [4]}),
+    "expansion": ("sorted_tau", "expansion", 0, {"steps": 8, "depth": [4]}),
+    "gradients": ("sorted_tau", "gradients", 0, SHORT | {"depth": [4]}),
+    "particles": ("two_spirals", "theory", 0, SHORT),
     "large_depth": ("weight_smoothness", "large_depth", 0, TORCH | {"steps": 8, "times": [8]}),
     "long_time": ("weight_smoothness", "long_time", 0, TORCH | SHORT | {"times": [8]}),
     "kink": ("weight_smoothness", "relu_counterexample", 0, TORCH | SHORT),
@@ -59,11 +62,13 @@ CASES = {
     "blocks_rkhs": ("rff_width", "cifar", "rkhs_layers1_seed0", {}),
     "blocks_shl": ("rff_width", "cifar", "shl_layers1_seed0", {}),
 }
+# Where sums round differently since a copy has other strides.
+ROUNDED = {"particles": (1e-12, 1e-14)}
 # How often a step makes the host wait where it must. A step right after a measurement may: the
 # measurement has just done so. An epoch's first step is one, and copies its order of images. Not
 # counted is torch.cuda.synchronize, by which the cost of a step is measured.
 ALLOWED = {
-    "sorted_tau": 2,  # for the order of blocks: Python's loop, and the count of its changes
+    "sorted_tau": 1,  # for the order of blocks, which Python's loop must know
     "cost": 1,  # for the order of blocks
     "width": 2,  # of infinite width: how many centres there are, and which points become centres
 }
@@ -145,13 +150,19 @@ def test_training_on_a_gpu(case, gpu, tmp_path):
     if not REAL:
         reference = build(config, CPU)
         fit(reference, config, "", tmp_path / "cpu", checkpoint_seconds=float("inf"))
-        assert all(map(torch.equal, on_gpu, trained(reference)))
+        rtol, atol = ROUNDED.get(case, (0, 0))
+        for one, other in zip(on_gpu, trained(reference), strict=True):
+            torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("case", ["spirals", "vanilla", "width"])
 def test_resuming_on_a_gpu(case, gpu, tmp_path):
     with gpu(lambda _: None):
         assert_resumes(lambda: build(case_config(case), CUDA), tmp_path, after=[3])
+
+
+# What trains nothing on a device: torchdyn's networks, and networks that are only measured.
+LEFT_OUT = {("two_spirals", "SolversProblem"), ("weight_smoothness", "PublishedProblem")}
 
 
 def test_every_kind_of_problem_is_a_case():
@@ -161,7 +172,7 @@ def test_every_kind_of_problem_is_a_case():
         for spec in load_study(study).experiments.values()
     }
     cases = {(s, load_study(s).experiments[e].problem) for s, e, *_ in CASES.values()}
-    assert cases == known
+    assert cases == known - LEFT_OUT
 
 
 HOST = torch.arange(3.0)

@@ -137,8 +137,8 @@ def limit_gram(x: Tensor, nodes: int = NODES) -> Tensor:
     grid = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(-1, 3)
     weights = np.einsum("i,j,k->ijk", weight, weight, weight).ravel() / weight.sum() ** 3
     kept = weights > np.finfo(float).eps ** 2
-    root = torch.from_numpy(np.sqrt(weights[kept]))[:, None]
-    top = torch.tanh(torch.from_numpy(grid[kept]) @ x)
+    root = torch.from_numpy(np.sqrt(weights[kept])).to(x.device)[:, None]
+    top = torch.tanh(torch.from_numpy(grid[kept]).to(x.device) @ x)
     return _products(root * top) + _products(root * (1 - top**2)) * _products(x)
 
 

@@ -171,6 +171,8 @@ class ResNet(nn.Module):
     ----------
     tau
         Each stage's times, by index of the block; empty unless trained.
+    order
+        Each stage's blocks in the order in which they were last run.
     """
 
     _rate: Tensor
@@ -191,6 +193,7 @@ class ResNet(nn.Module):
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
         self.norm = nn.BatchNorm2d(architecture.outputs[-1])
         self.classifier = _undrawn(nn.Linear, architecture.outputs[-1], classes)
+        self.order = [list(range(len(blocks))) for blocks in stages]
         self._vanilla = [[Timed(index, None) for index in range(len(blocks))] for blocks in stages]
         self._sorts = method == "sorted_tau"
         sizes, ranks = _groups(stages)
@@ -213,20 +216,16 @@ class ResNet(nn.Module):
         if not self.tau:
             return self._vanilla
         tau = torch.stack(list(self.tau))
-        order = self._order(tau.detach())
-        tau = tau.gather(1, order)
+        if self._sorts:
+            order = tau.detach().masked_fill(self._stays, -math.inf).argsort(dim=1, stable=True)
+            tau = tau.gather(1, order)
+            # Python must know the order to run the blocks: the only synchronization with a GPU.
+            self.order = order.tolist()
         steps = self._rate * (tau - self._follows * tau.roll(1, 1))
-        # Python must know the order to run the blocks: the only synchronization with a GPU.
         return [
             [Timed(*pair) for pair in zip(indices, row.unbind(), strict=True)]
-            for indices, row in zip(order.tolist(), steps.unbind(), strict=True)
+            for indices, row in zip(self.order, steps.unbind(), strict=True)
         ]
-
-    def _order(self, tau: Tensor) -> Tensor:
-        """Return the blocks' indices in the order of execution, ``(stages, blocks)``."""
-        if not self._sorts:
-            return torch.arange(tau.shape[1], device=tau.device).expand_as(tau)
-        return tau.masked_fill(self._stays, -math.inf).argsort(dim=1, stable=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, classes)`` of images ``(B, channels, size, size)``."""

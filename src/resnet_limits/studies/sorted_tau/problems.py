@@ -41,18 +41,19 @@ class ResNetProblem(Classification):
 
     def _follow_order(self) -> None:
         """Count changes of the blocks' order, and measure the steps at the ends of epochs."""
-        self.order = self._order()
+        self.order = torch.tensor(self.network.order)
         self.changes = torch.zeros((), dtype=torch.int64)
         self.state = {**self.state, "order": self.order, "changes": self.changes}
         self.probes = [*self.probes, Probe("steps", self.epoch_ends, self.measure_steps)]
 
     def loss_and_grad(self) -> Tensor:
         """Compute loss and gradients; note whether the last update has changed the order."""
+        loss = super().loss_and_grad()
         if self.settings.method == "sorted_tau":
-            order = self._order()
+            order = torch.tensor(self.network.order)  # of the forward pass just made
             self.changes += int(not torch.equal(order, self.order))
             self.order.copy_(order)
-        return super().loss_and_grad()
+        return loss
 
     def logits(self, x: Tensor) -> Tensor:
         """Apply the network in the chosen precision; in float32 where it is evaluated."""
@@ -78,9 +79,6 @@ class ResNetProblem(Classification):
         ]
         frame = pd.DataFrame(rows).assign(changes=int(self.changes), **self.members[0])
         return frame.assign(epoch=int(self.taken) // self.steps_per_epoch)
-
-    def _order(self) -> Tensor:
-        return torch.tensor([[block for block, _ in row] for row in self.network.steps()])
 
 
 class CostProblem(Problem):
