@@ -21,7 +21,7 @@ EXPERIMENTS = [(study, name) for study in study_names() for name in load_study(s
 # Numbers that no memory grows with: seeds, and how long or how often something is done.
 FREE = {"seed", "draw", "data_seed", "steps", "gram_n_max", "kappa_states_max"}
 # Numbers that something else limits: a list that is given, or the images there are.
-LIMITED = {"boundary_n", "measured", "times", "limit_depth", "batch"}
+LIMITED = {"boundary_n", "measured", "times", "limit_depth", "batch", "transfer_images"}
 HUGE = 10**12
 
 
@@ -49,6 +49,8 @@ def test_every_size_can_be_too_large(study, experiment):
             continue  # what is not allowed at all
         if name in ("alpha", "states") and values["embedding"] != {"states": "lifting"}.get(name):
             continue  # not used
+        if (experiment, name) == ("matched", "depth"):
+            continue  # an untrained field keeps no states
         with pytest.raises(UserError, match=rf"{name}.*: needs at least .* GB of memory"):
             require_memory(replace(config, settings=settings), CPU)
 

@@ -134,7 +134,7 @@ MISTAKES = {
     "time after the last step": (
         LargeDepthSettings,
         replaced(times=[5, 99999]),
-        ["times: 99999 is after the end of training (steps: 20)", "leave it out"],
+        ["times: 99999 is after the end of training (steps: 40)", "leave it out"],
     ),
     "time after the last of many steps": (
         LongTimeSettings,
@@ -331,9 +331,13 @@ def test_an_axis_takes_a_list_or_a_point():
 def test_what_a_run_trains_together_follows_from_the_types():
     assert {cls.__name__: axes(cls) for cls in EVERY_CLASS if axes(cls)} == {
         "SpiralsSettings": ("n_train", "seed"),
-        "ExpansionSettings": ("activation", "start", "depth", "seed"),
+        "ParticleSettings": ("beta", "n_train", "seed"),
+        "SolversSettings": ("depth", "seed"),
+        "ExpansionSettings": ("activation", "start", "weight_scale", "depth", "seed"),
+        "GradientsSettings": ("activation", "start", "weight_scale", "depth", "seed"),
         "LargeDepthSettings": ("depth",),
         "KinkSettings": ("depth", "activation", "target"),
+        "PublishedSettings": ("activation", "init", "batch_norm"),
         "WidthSettings": ("alpha", "states", "width", "draw"),
     }
 

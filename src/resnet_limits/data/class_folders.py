@@ -128,9 +128,9 @@ class _BoundedReader(io.BufferedReader):
 
 @contextmanager
 def _open(path: Path) -> Iterator[zipfile.ZipFile]:
-    with open_regular(path) as file:
+    with _BoundedReader(open_regular(path).detach()) as file:
         try:
-            archive = zipfile.ZipFile(_BoundedReader(file.raw))
+            archive = zipfile.ZipFile(file)
         except Exception as error:
             raise UserError(
                 f"{path}: corrupt or not a zip ({error}). Copy it again, or delete it."

@@ -117,6 +117,7 @@ class WidthSettings(Settings):
             "samples, depth, draw": item * draws * self.depth * self.samples**2,
             "capacity, depth, samples": 8 * self.depth * self.samples * self.capacity * centres,
             f"{size}, kappa_states_max": 8 * largest**4,
+            "kappa_width, dimension": 8 * max(self.kappa_width, default=0) * self.dimension,
             "probes": spaced_bytes(self.probes),
             "bound_probes": spaced_bytes(self.bound_probes),
         }

@@ -162,6 +162,7 @@ class SolversSettings(Settings):
         points = 16 * networks * (self.n_train + self.n_test)
         return {
             "n_train, n_test, depth, seed": points,
+            "depth, n_train": 16 * max(self.depth) * self.n_train,
             "field_width, head_width": 24 * networks * (self.field_width + self.head_width),
             "probes": spaced_bytes(self.probes),
         }

@@ -265,5 +265,16 @@ class PublishedSettings(Settings):
         description="how the layers' convolutions were related at initialization"
     )
     batch_norm: Axis[bool] = Field(description="whether the layers have batch norm")
-    entries: PositiveInt = Field(description="random entries of each convolution that are kept")
-    seed: NonNegativeInt = Field(description="seed of the choice of entries")
+    entries: Annotated[PositiveInt, Incidental()] = Field(
+        description="random entries of each convolution that are kept"
+    )
+    seed: Annotated[NonNegativeInt, Incidental()] = Field(
+        description="seed of the choice of entries"
+    )
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return lower bounds: both convolutions' filters, and the entries' rows."""
+        return {
+            "depth, channels": 4 * 2 * 9 * self.depth * self.channels**2,
+            "depth, entries": 8 * 2 * self.depth * self.entries,
+        }

@@ -82,7 +82,9 @@ def slopes(runs: Runs) -> pd.DataFrame:
         dict(zip(SERIES, series, strict=True)) | _slope_columns(group)
         for series, group in _measures(runs).groupby(SERIES, sort=False)
     ]
-    table = pd.DataFrame(rows, columns=[*SERIES, "time", "falls", "diverged", "dataset", *LINE])
+    table = pd.DataFrame(rows)
+    if table.empty:  # nothing is left of runs that diverged at once
+        return pd.DataFrame(columns=[*SERIES, "time", "dataset", *LINE])
     table["last"] = is_last(table)
     table["deviation"] = (table["slope"] + 1).abs()
     series = table.groupby(["scaling", "measure", "seed"])["deviation"]
