@@ -5,13 +5,16 @@ CORES ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count()))')
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: reproduce test lint benchmarks clean
+.PHONY: reproduce test stress lint benchmarks clean
 
 reproduce: $(READY)  ## Regenerate every figure, table and verdict at the default scale
 	$(VENV)/bin/snakemake --cores $(CORES) all
 
 test: $(READY)  ## Run the tests
 	$(VENV)/bin/pytest
+
+stress: $(READY)  ## Kill processes and damage files; STRESS='--trainers 40' for more
+	$(VENV)/bin/python -m tests.stress $(STRESS)
 
 lint: $(READY)  ## Check style, types and the workflow
 	$(VENV)/bin/ruff check .

@@ -13,18 +13,53 @@ from typing import IO, Any
 from unittest import mock
 
 KILLED = 128 + signal.SIGKILL
+NEVER = sys.maxsize
 # What changes a disk, besides writing to an open file.
 OPERATIONS = ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")
+
+
+class _Faults:
+    """Counts what changes a disk, and ends this process before one of these operations."""
+
+    def __init__(self, operation: int) -> None:
+        self.operation, self.count = operation, 0
+
+    def is_due(self) -> bool:
+        self.count += 1
+        return self.count > self.operation
+
+    def killable(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            if self.is_due():
+                os._exit(KILLED)
+            return function(*arguments, **options)
+
+        return run
+
+    @contextlib.contextmanager
+    def injected(self) -> Iterator[None]:
+        opened = Path.open
+
+        def open_torn(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            file = opened(path, mode, *arguments, **options)
+            return file if mode in ("r", "rb") else _Torn(file, self)
+
+        with contextlib.ExitStack() as patches:
+            for name in OPERATIONS:
+                killable = self.killable(getattr(os, name))
+                patches.enter_context(mock.patch.object(os, name, killable))
+            patches.enter_context(mock.patch.object(Path, "open", open_torn))
+            yield
 
 
 class _Torn:
     """An open file that can be killed halfway through a write."""
 
-    def __init__(self, file: IO[Any], before: Callable[[], bool]) -> None:
-        self._file, self._before = file, before
+    def __init__(self, file: IO[Any], faults: _Faults) -> None:
+        self._file, self._faults = file, faults
 
     def write(self, content: Any) -> int:
-        if self._before():
+        if self._faults.is_due():
             self._file.write(content[: len(content) // 2])
             self._file.flush()
             os._exit(KILLED)
@@ -40,37 +75,26 @@ class _Torn:
         return getattr(self._file, name)
 
 
-@contextlib.contextmanager
-def _killed_before(operation: int) -> Iterator[None]:
-    """End this process before its so-many-th operation, counted from 0."""
-    left = iter(range(operation))
-
-    def is_due() -> bool:
-        return next(left, None) is None
-
-    def killable(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            if is_due():
-                os._exit(KILLED)
-            return function(*arguments, **options)
-
-        return run
-
-    opened = Path.open
-
-    def open_torn(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        file = opened(path, mode, *arguments, **options)
-        return file if mode in ("r", "rb") else _Torn(file, is_due)
-
-    with contextlib.ExitStack() as patches:
-        for name in OPERATIONS:
-            patches.enter_context(mock.patch.object(os, name, killable(getattr(os, name))))
-        patches.enter_context(mock.patch.object(Path, "open", open_torn))
-        yield
+def forked(action: Callable[[], object]) -> int:
+    """Run an action in a forked process; return its exit status, 1 with a traceback if it fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process == 0:
+        status = 0
+        try:
+            action()
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def killed(action: Callable[[], object], operation: int) -> bool:
-    """Run an action in a forked process and kill it before an operation.
+    """Run an action in a forked process and kill it before an operation, counted from 0.
 
     Returns
     -------
@@ -82,20 +106,31 @@ def killed(action: Callable[[], object], operation: int) -> bool:
     RuntimeError
         If it failed.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    process = os.fork()
-    if process == 0:
-        status = 0
-        try:
-            with _killed_before(operation):
-                action()
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        os._exit(status)
-    _, found = os.waitpid(process, 0)
-    status = os.waitstatus_to_exitcode(found)
+
+    def run() -> None:
+        with _Faults(operation).injected():
+            action()
+
+    status = forked(run)
     if status not in (0, KILLED):
         raise RuntimeError(f"failed with exit status {status}")
     return status == KILLED
+
+
+def operations(action: Callable[[], object]) -> int:
+    """Run an action in a forked process; return how often it changes the disk."""
+    reader, writer = os.pipe()
+
+    def run() -> None:
+        faults = _Faults(NEVER)
+        with faults.injected():
+            action()
+        os.write(writer, str(faults.count).encode())
+
+    status = forked(run)
+    os.close(writer)
+    with os.fdopen(reader) as counted:
+        text = counted.read()
+    if status != 0:
+        raise RuntimeError(f"failed with exit status {status}")
+    return int(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -20,9 +21,13 @@ TEMPORARY = re.compile(r"\..+\.\d+")  # ".<name>.<process>"
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or not at all, even if we are killed.
 
-    It is on the disk before it takes its name, so a power cut leaves the old file or the new.
+    It is on the disk before it takes its name, so a power cut leaves the old file or the new. What
+    killed processes have left of earlier attempts is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if TEMPORARY.fullmatch(left.name) and not _is_alive(int(left.suffix[1:])):
+            remove(left)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with named(path), temporary.open("wb") as file:
@@ -33,6 +38,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # of another user
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 @contextmanager
