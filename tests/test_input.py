@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import pandas as pd
 import pytest
 
 from resnet_limits import cli, spec, studies
-from resnet_limits.files import named
+from resnet_limits.files import named, write_atomic
 from resnet_limits.layout import Layout, RunKey
 from resnet_limits.runs import write_record
 from resnet_limits.spec import load_study
+from tests.faults import killed
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -480,6 +482,19 @@ def test_a_full_disk_is_named():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "resnet-limits config: output: No space left on device\n"
+
+
+def test_a_write_removes_what_dead_processes_left_of_it(tmp_path):
+    def dead():
+        write_atomic(tmp_path / "a.csv", "new")
+
+    assert killed(dead, 1)
+    (left,) = tmp_path.iterdir()
+    ours, other = tmp_path / f".a.csv.{os.getppid()}", tmp_path / f".b.csv{left.suffix}"
+    for path in (ours, other):
+        path.write_text("of a living process, and of another file")
+    write_atomic(tmp_path / "a.csv", "new")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.csv", ours, other}
 
 
 def test_a_full_disk_names_the_file():

@@ -17,7 +17,7 @@ from tests.stress.disks import disks
 from tests.stress.kills import inside, snakemakes, trainers
 
 CAMPAIGNS: dict[str, tuple[Callable[[Campaign], None], int]] = {
-    "inside": (inside, 16),
+    "inside": (inside, 12),
     "trainers": (trainers, 2),
     "snakemakes": (snakemakes, 1),
     "damages": (damages, 50),

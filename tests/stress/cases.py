@@ -11,24 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_limits import cli
-from resnet_limits.spec import RunConfig
+from resnet_limits.spec import RunConfig, load_study, study_names
 from resnet_limits.train import train
 from tests.faults import forked
 from tests.studies import CPU, configuration
 
 # Not the numbers of a run, or never the same.
 PASSING = {"record.json", ".record.json", "progress.jsonl", "train.log", ".lock"}
-TORCH = {"backend": "torch"}  # numba's threads do not survive a fork
-KINDS: tuple[tuple[str, str, dict[str, object]], ...] = (
-    ("two_spirals", "depth", {}),
-    ("rff_width", "guarantee", {}),
-    ("sorted_tau", "dense", {}),
-    ("weight_smoothness", "long_time", TORCH),
-    ("weight_smoothness", "relu_counterexample", TORCH),
-    ("sorted_tau", "resnet20", {}),
-    ("rff_width", "mnist_layers", {}),
-    ("weight_smoothness", "cifar", TORCH),
-)
+TIMED = ("CostProblem",)  # measures seconds, which no two runs have in common
 
 
 @dataclass
@@ -86,9 +76,20 @@ def require(condition: object, what: str) -> None:
 
 
 def runs() -> Iterator[RunConfig]:
-    """Yield a small run of every kind of problem."""
-    for study, experiment, changes in KINDS:
-        yield configuration(study, experiment, **changes)
+    """Yield a small run of every kind of problem, computed by torch.
+
+    Numba's threads do not survive a fork.
+    """
+    seen = set(TIMED)
+    for study in study_names():
+        for experiment, protocol in load_study(study).experiments.items():
+            if (
+                protocol.problem not in seen
+                and load_study(study).experiment(experiment, "smoke").runs()
+            ):
+                seen.add(protocol.problem)
+                backend = {"backend": "torch"} if "backend" in protocol.settings else {}
+                yield configuration(study, experiment, **backend)
 
 
 def quietly(action: Callable[[], object]) -> Callable[[], object]:
