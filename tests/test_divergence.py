@@ -19,12 +19,15 @@ from resnet_limits.spec import PACKAGE, load_study, study_names
 pytestmark = pytest.mark.slow
 
 # Whatever a study calls how far a step goes.
-STEPS = re.compile(r"\b((?:learning|pretraining)_rate|step_size): (\{value: )?[0-9.e+-]+")
+STEPS = re.compile(
+    r"\b((?:learning|pretraining)_rate|step_size): ((?:&\w+ )?(?:\{value: )?)[0-9.e+-]+"
+)
 RUN_ALL = """
 import sys, torch
 from pathlib import Path
-from resnet_limits.analysis import draw_figure, make_table
+from resnet_limits.analysis import make_table
 from resnet_limits.claims import judge_study
+from resnet_limits.drawing import draw_figure
 from resnet_limits.layout import Layout
 from resnet_limits.problem import Context
 from resnet_limits.report import write_report
