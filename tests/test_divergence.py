@@ -14,7 +14,7 @@ import pytest
 
 from resnet_limits import style
 from resnet_limits.analysis import _diverged
-from resnet_limits.spec import PACKAGE, load_study, study_names
+from resnet_limits.spec import PACKAGE, load_study
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +22,10 @@ pytestmark = pytest.mark.slow
 STEPS = re.compile(
     r"\b((?:learning|pretraining)_rate|step_size): ((?:&\w+ )?(?:\{value: )?)[0-9.e+-]+"
 )
+# Experiments whose steps cannot be too long: they have none, are limited by stability, or are
+# taken by a solver that would adapt to them for hours.
+LIMITED = {"cost", "published", "width", "embedding", "guarantee", "start", "solvers"}
+SATURATING = {"gradients", "expansion"}  # whose bounded activations keep losses finite
 RUN_ALL = """
 import sys, torch
 from pathlib import Path
@@ -66,10 +70,11 @@ def run_all(study, folder, experiments):
     return folder
 
 
-@pytest.mark.parametrize("study", study_names())
+@pytest.mark.parametrize("study", ["rff_width", "sorted_tau"])
 def test_everything_that_diverges_is_judged_and_drawn(tmp_path, study):
     spec = load_study(study)
-    folder = run_all(study, tmp_path, spec.experiments)
+    changed = set(spec.experiments) - LIMITED
+    folder = run_all(study, tmp_path, changed)
     results, figures = folder / "results/smoke", folder / "figures/smoke" / study
     for figure in spec.figures:
         assert (figures / f"{figure}.png").stat().st_size > 1000
@@ -77,8 +82,10 @@ def test_everything_that_diverges_is_judged_and_drawn(tmp_path, study):
     assert [verdict["id"] for verdict in verdicts] == [claim.id for claim in spec.claims]
     assert all(verdict["why"] for verdict in verdicts)
     assert (results / "report.html").stat().st_size > 10000
-    states = [json.loads(path.read_text())["outcome"] for path in results.rglob("*/record.json")]
-    assert sum(state["diverged"] != [] for state in states) >= len(states) - 1  # but timings
+    for path in results.rglob("*/record.json"):
+        record = json.loads(path.read_text())
+        if record["config"]["experiment"] in changed - SATURATING:
+            assert record["outcome"]["diverged"], path
     for path in results.rglob("tables/*.csv"):
         assert "dataset" in pd.read_csv(path)
 

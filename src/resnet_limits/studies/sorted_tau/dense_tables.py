@@ -85,6 +85,8 @@ def matched_gradients(runs: Runs) -> pd.DataFrame:
 
 def _matched(trajectories: pd.DataFrame) -> pd.DataFrame:
     deep, shallow = _falling(trajectories, "deep"), _falling(trajectories, "two_layer")
+    if not (len(deep) and len(shallow)):  # one has diverged at once
+        return pd.DataFrame(columns=["progress", "loss", "deep", "two_layer", "ratio", "factor"])
     highest, lowest = min(deep[0, 0], shallow[0, 0]), max(deep[-1, 0], shallow[-1, 0])
     levels = np.linspace(highest, lowest, LEVELS)
     values = [np.exp(np.interp(levels, *path[::-1].T)) for path in (deep, shallow)]
@@ -104,8 +106,9 @@ def _matched(trajectories: pd.DataFrame) -> pd.DataFrame:
 def _falling(trajectories: pd.DataFrame, network: str) -> np.ndarray:
     """Return log loss and log gradient, ``(points, 2)``, where the loss is the lowest so far."""
     rows = trajectories[trajectories["network"] == network].sort_values("step")
-    path = np.log(rows[["loss", "gradient"]].to_numpy(dtype=float))
-    return np.array(list(_records(path)))
+    values = rows[["loss", "gradient"]].to_numpy(dtype=float)
+    usable = np.isfinite(values).all(axis=1) & (values > 0).all(axis=1)
+    return np.array(list(_records(np.log(values[usable]))))
 
 
 def _records(path: np.ndarray) -> Iterator[np.ndarray]:
