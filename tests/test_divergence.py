@@ -70,7 +70,7 @@ def run_all(study, folder, experiments):
     return folder
 
 
-@pytest.mark.parametrize("study", ["rff_width", "sorted_tau"])
+@pytest.mark.parametrize("study", ["rff_width", "sorted_tau", "weight_smoothness"])
 def test_everything_that_diverges_is_judged_and_drawn(tmp_path, study):
     spec = load_study(study)
     changed = set(spec.experiments) - LIMITED

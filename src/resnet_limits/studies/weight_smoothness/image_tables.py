@@ -208,7 +208,7 @@ def _ends(runs: Runs) -> pd.DataFrame:
         largest_distance=("largest_distance", "max"),
     )
     measures = measures.join(ratios.add_prefix("ratio_"))
-    measures = measures.join(largest[["update", "new"]].add_suffix("_ratio"))
+    measures = measures.join(largest.reindex(columns=["update", "new"]).add_suffix("_ratio"))
     table = ends.join(measures, on=RUN)
     with np.errstate(divide="ignore"):
         table["log_distance"] = np.log10(table["distance"])

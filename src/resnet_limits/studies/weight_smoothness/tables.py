@@ -84,7 +84,8 @@ def slopes(runs: Runs) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows)
     if table.empty:  # nothing is left of runs that diverged at once
-        return pd.DataFrame(columns=[*SERIES, "time", "dataset", *LINE])
+        marks = ["falls", "doubling", "last", "deviation", "farthest", "slowest"]
+        return pd.DataFrame(columns=[*SERIES, "time", "dataset", *LINE, *marks])
     table["last"] = is_last(table)
     table["deviation"] = (table["slope"] + 1).abs()
     series = table.groupby(["scaling", "measure", "seed"])["deviation"]
