@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from resnet_limits.classification_settings import PIXELS
 from resnet_limits.data.sources import SETS
 from resnet_limits.errors import UserError
-from resnet_limits.settings import axes, build, check_value, description, json_schema, to_json
+from resnet_limits.settings import axes, build, description, json_schema, to_json
 from resnet_limits.spec import STUDIES, load_study, study_names
 from resnet_limits.studies.rff_width.settings import (
     BlockNetworkSettings,
@@ -293,6 +293,11 @@ def test_a_mistake_is_named_with_place_key_and_remedy(mistake):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def check_value(settings_class, name, value, where):
+    """Build otherwise valid settings with one other value."""
+    build(settings_class, example(settings_class) | {name: value}, where)
 
 
 def test_the_key_is_joined_to_the_keys_of_where():

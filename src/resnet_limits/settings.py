@@ -184,35 +184,6 @@ def build(model: type[M], values: Any, where: str) -> M:
         raise UserError(_message(model, invalid.errors()[0], values, where)) from None
 
 
-def check_value(settings_class: type[Settings], name: str, value: Any, where: str) -> None:
-    """Check one setting without the others.
-
-    Parameters
-    ----------
-    settings_class
-        Settings of the problem.
-    name
-        The setting.
-    value
-        Its value; for an `Axis` the whole list, or a single point.
-    where
-        Opens the message: a file, or ``file: key``.
-
-    Raises
-    ------
-    UserError
-        As `build`; what is wrong between settings is left to it.
-    """
-    values = {name: value}
-    try:
-        settings_class.model_validate(values)
-    except ValidationError as invalid:
-        for error in invalid.errors():
-            is_another_setting = error["type"] == "missing" and len(error["loc"]) == 1
-            if not is_another_setting:
-                raise UserError(_message(settings_class, error, values, where)) from None
-
-
 def to_json(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain JSON values, the same for every way to write them."""
     return settings.model_dump(mode="json")
