@@ -22,9 +22,8 @@ pytestmark = pytest.mark.slow
 STEPS = re.compile(
     r"\b((?:learning|pretraining)_rate|step_size): ((?:&\w+ )?(?:\{value: )?)[0-9.e+-]+"
 )
-# Experiments whose steps cannot be too long: they have none, are limited by stability, or are
-# taken by a solver that would adapt to them for hours.
-LIMITED = {"cost", "published", "width", "embedding", "guarantee", "start", "solvers"}
+# Experiments whose steps cannot be too long: they have none, or are limited by stability.
+LIMITED = {"cost", "published", "width", "embedding", "guarantee", "start"}
 SATURATING = {"gradients", "expansion"}  # whose bounded activations keep losses finite
 RUN_ALL = """
 import sys, torch
@@ -70,7 +69,7 @@ def run_all(study, folder, experiments):
     return folder
 
 
-@pytest.mark.parametrize("study", ["rff_width", "sorted_tau", "weight_smoothness"])
+@pytest.mark.parametrize("study", ["rff_width", "sorted_tau", "two_spirals", "weight_smoothness"])
 def test_everything_that_diverges_is_judged_and_drawn(tmp_path, study):
     spec = load_study(study)
     changed = set(spec.experiments) - LIMITED

@@ -45,7 +45,7 @@ def test_every_variant_trains_a_few_steps(runs):
 
 @pytest.mark.parametrize("field", ["constant", "per_step", "frozen", "removed"])
 def test_resumed_training_ends_with_the_same_bits(tmp_path, field):
-    assert_run_resumes(configuration("two_spirals", "rate", field, steps=8), tmp_path)
+    assert_run_resumes(configuration("two_spirals", "rate", field=field, steps=8), tmp_path)
 
 
 @pytest.mark.parametrize(("experiment", "steps"), [("theory", 6), ("solvers", 3)])

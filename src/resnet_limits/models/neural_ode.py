@@ -15,6 +15,11 @@ from resnet_limits.models.two_layer_ode import TwoLayerODE
 EULER = "euler"
 CONTIGUOUS = torch.contiguous_format
 TOLERANCE = 1e-8  # of adaptive solvers, absolute and relative
+EVALUATIONS = 10_000  # of the field, at most; a network that has learnt needs some hundred
+
+
+class StiffError(Exception):
+    """A field that an adaptive solver would follow for hours, or for ever."""
 
 
 class TwoLayer(nn.Module):
@@ -52,10 +57,14 @@ class Field(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.depth = depth
+        self.evaluations = 0
 
     def forward(self, t: Tensor, x: Tensor, args: object = None) -> Tensor:
         """Return the velocity at time ``t`` in [0, 1) of points ``(n, d)``."""
         del args  # torchdyn passes it
+        self.evaluations += 1
+        if self.evaluations > EVALUATIONS:
+            raise StiffError
         step = round(float(t.detach()) * self.depth)
         velocity: Tensor = self.networks[step % len(self.networks)](x)
         return velocity
@@ -78,8 +87,9 @@ class TorchdynNetwork(nn.Module):
         pairs = zip(model.field_inner[member], model.field_outer[member], strict=True)
         self.fields = [TwoLayer(inner, outer) for inner, outer in pairs]
         tolerances = {} if solver == EULER else {"atol": TOLERANCE, "rtol": TOLERANCE}
+        self.field = Field(self.fields, model.depth)
         self.ode = NeuralODE(
-            Field(self.fields, model.depth),
+            self.field,
             solver=solver,
             sensitivity="autograd",
             return_t_eval=False,
@@ -91,6 +101,10 @@ class TorchdynNetwork(nn.Module):
         self.t_span = torch.linspace(0, 1, points, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return outputs ``(n,)`` for points ``(n, d)``."""
-        output: Tensor = self.head(self.ode(x, self.t_span)[-1])
+        """Return outputs ``(n,)`` for points ``(n, d)``; NaN if the field is too stiff."""
+        self.field.evaluations = 0
+        try:
+            output: Tensor = self.head(self.ode(x, self.t_span)[-1])
+        except StiffError:
+            output = self.head(x) * torch.nan
         return output.squeeze(-1)
