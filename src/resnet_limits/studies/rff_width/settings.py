@@ -25,6 +25,8 @@ from resnet_limits.settings import (
 )
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+# Beyond, a point has no digits left within a period of float32 features.
+Length = Annotated[float, Field(gt=0, le=1e6)]
 Model = Literal["rkhs", "shl"]
 Mean = Annotated[tuple[float, ...], Strict(False), Field(min_length=1)]
 Std = Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)]
@@ -38,7 +40,7 @@ class WidthSettings(Settings):
         description="law of the inputs; standard_normal is the hard case, where points can be close"
     )
     dimension: PositiveInt = Field(description="dimension d of inputs and d' of targets")
-    spacing: PositiveFloat = Field(
+    spacing: Length = Field(
         description="distance of neighbours on the grid, in length scales of the kernel"
     )
     jitter: Annotated[float, Field(ge=0, le=0.49)] = Field(
@@ -55,7 +57,7 @@ class WidthSettings(Settings):
     embedding: Literal["scaling", "lifting"] = Field(
         description="family of the maps A and B (Section 5.1)"
     )
-    alpha: Axis[PositiveFloat] = Field(
+    alpha: Axis[Length] = Field(
         description="factor alpha of a scaling; a lifting does not use it"
     )
     states: Axis[TwoOrMore] = Field(
