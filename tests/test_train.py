@@ -18,7 +18,7 @@ from resnet_limits.layout import RunKey
 from resnet_limits.locks import is_locked, locked
 from resnet_limits.probes import evenly_spaced, log_spaced
 from resnet_limits.problem import Context, Probe
-from resnet_limits.progress import status
+from resnet_limits.progress import Line, describe, status
 from resnet_limits.runs import collect, read_record, read_run
 from resnet_limits.spec import load_study
 from resnet_limits.testing import assert_resumes, assert_run_resumes
@@ -180,6 +180,14 @@ def test_progress_lines_say_where_training_stands(tmp_path):
     (folder / "record.json").unlink()
     (line,) = status(tmp_path, "smoke")
     assert "smoke/toy/quadratic/all  step 40/40 (100%)  interrupted: run Snakemake" in line
+
+
+@pytest.mark.parametrize(
+    ("age", "left"), [(0, "0:05:00 left"), (50, "0:04:10 left"), (400, "0:00:00 left")]
+)
+def test_time_left_counts_down_between_lines(age, left):
+    line = Line(step=1, steps=4, seconds=100, pid=1, median={})
+    assert left in describe(STUDY.folder, line, age, alive=True)
 
 
 def test_finished_run_is_not_trained_again(tmp_path, capsys):

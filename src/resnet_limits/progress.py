@@ -56,9 +56,12 @@ def status(results: Path, scale: str | None = None) -> Iterator[str]:
 
 
 def describe(run: Path, line: Line, age: float, alive: bool) -> str:
-    """Return a run's step, share done, time left, age of the last line and measurements."""
+    """Return a run's step, share done, time left, age of the last line and measurements.
+
+    Lines are as far apart as measurements, so time left counts down between them.
+    """
     done = line.step / line.steps
-    left = _duration(line.seconds / done - line.seconds) if done else "?"
+    left = _duration(max(0.0, line.seconds / done - line.seconds - age)) if done else "?"
     state = f"{left} left" if alive else "interrupted: run Snakemake to continue"
     numbers = "  ".join(
         f"{name} {value if isinstance(value, str) else format(value, 'g')}"

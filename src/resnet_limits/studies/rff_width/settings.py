@@ -57,9 +57,7 @@ class WidthSettings(Settings):
     embedding: Literal["scaling", "lifting"] = Field(
         description="family of the maps A and B (Section 5.1)"
     )
-    alpha: Axis[Length] = Field(
-        description="factor alpha of a scaling; a lifting does not use it"
-    )
+    alpha: Axis[Length] = Field(description="factor alpha of a scaling; a lifting does not use it")
     states: Axis[TwoOrMore] = Field(
         description="dimension q of a lifting's states; a scaling does not use it"
     )
