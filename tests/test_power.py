@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from scipy.stats import spearmanr
 from statsmodels.stats.power import TTestPower
 
 from resnet_limits import power, stats
-from resnet_limits.claims import limits
+from resnet_limits.claims import limits, strictest
 from resnet_limits.settings import build
 from resnet_limits.study_files import Claim
 
@@ -24,7 +25,7 @@ def claim(test="mean", bound=None, **changes):
     return build(Claim, values | changes, "claims.yaml")
 
 
-def characteristics(wanted, rows, reference=None):
+def characteristics(wanted, rows, reference=None, strictest=None):
     told = dict(wanted.arguments)
     if wanted.replicates:
         told["replicate"] = wanted.replicates
@@ -32,7 +33,8 @@ def characteristics(wanted, rows, reference=None):
         told["reference"] = reference
     confidence = limits(wanted.bound)
     estimate = stats.TESTS[wanted.test](rows, **told, confidence=confidence)
-    return power.characteristics(wanted, rows, estimate, reference, confidence)
+    bound = strictest or wanted.bound
+    return power.characteristics(wanted, rows, estimate, reference, confidence, bound)
 
 
 def standardized(n, mean=0.0, sd=1.0):
@@ -82,6 +84,30 @@ def test_all_of_few_cannot_show_that_nearly_all_hold():
     )
     found = characteristics(wanted, pd.DataFrame({"ok": [1] * 10}))
     assert (found.power, found.needed_n) == (0.0, "29")  # 0.9^29 < 0.05 < 0.9^28
+
+
+def test_power_is_that_of_the_verdict_which_must_stand_at_half_the_margin():
+    rows = pd.DataFrame({"v": standardized(9)})
+    wanted = claim(bound={"above": 1.0}, effect=2.0, effect_source="planted")
+    assert strictest(wanted).above == 1.5
+    found = characteristics(wanted, rows, strictest=strictest(wanted))
+    known = TTestPower().power(0.5, 9, 0.05, alternative="larger")
+    assert found.power == pytest.approx(known, abs=3 * math.sqrt(known * (1 - known) / 4000))
+    assert found.size == characteristics(wanted, rows).size  # of the interval at the claim's bound
+
+
+@pytest.mark.parametrize(
+    ("bound", "more", "ends"),
+    [
+        ({"below": 0.1}, {"effect": 0.0, "effect_source": "e"}, (-math.inf, 0.05)),
+        ({"below": -2.0}, {}, (-math.inf, -4.0)),
+        ({"above": -0.1, "below": 0.3}, {}, (0.0, 0.2)),
+        ({"above": 0.0}, {}, (0.0, math.inf)),
+        ({"below": -0.5, "source": "paper"}, {}, (-math.inf, -0.5)),
+    ],
+)
+def test_the_strictest_bound_is_at_half_or_twice_the_margin(bound, more, ends):
+    assert strictest(claim(bound=bound, **more)).ends == pytest.approx(ends)
 
 
 def test_power_is_at_the_estimate_where_no_effect_is_named_and_says_so():
@@ -182,6 +208,12 @@ SIZES = {
         claim("equivalence", {"above": -2.0, "below": 2.0}, arguments={"value": "v",
               "unit": "pooled_sd"}, reference={"file": "a.csv", "select": {}, "mean": "m",
               "sd": "s", "n": "n"}), pd.DataFrame({"v": standardized(3, 1.0, 0.2)}), REFERENCE,
+    ),
+    "equivalence to one draw": (
+        claim("equivalence", BAND, reference={"file": "a.csv", "select": {}, "mean": "m",
+              "sd": "s", "n": "n", "one_draw": True}),
+        pd.DataFrame({"v": standardized(3, 1.0, 0.2)}),
+        replace(REFERENCE, one_draw=True),
     ),
     "equivalence of one": (
         claim("equivalence", BAND, reference={"file": "a.csv", "select": {}, "mean": "m",

@@ -394,6 +394,16 @@ def test_equivalence_is_welchs():
     assert "not all within theirs, 0.9 to 1.5" in estimate.note
 
 
+def test_a_published_mean_of_one_draw_counts_as_one_run():
+    from scipy.stats import t as student
+
+    ours = pd.DataFrame({"v": [1.0, 1.4, 1.9]})
+    reference = stats.Summary(mean=1.2, sd=0.03, n=20, least=0.9, largest=1.5, one_draw=True)
+    estimate = stats.equivalence(ours, "v", reference=reference)
+    half = student.ppf(0.975, 2) * ours["v"].std() * math.sqrt(1 + 1 / 3)
+    assert estimate.high - estimate.value == pytest.approx(half)
+
+
 def test_one_run_is_compared_by_the_published_spread():
     reference = stats.Summary(mean=1.0, sd=0.1, n=10, least=0.8, largest=1.2)
     one = stats.equivalence(pd.DataFrame({"v": [1.05]}), "v", reference=reference)

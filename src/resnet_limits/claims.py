@@ -170,7 +170,9 @@ def judge(
         return replace(judged, verdict=verdict, why=why)
     judged = replace(judged, verdict=verdict, why=why, **_sensitivity(claim, estimate, verdict))
     if not claim.exact:
-        found = characteristics(claim, rows, estimate, reference, limits(claim.bound))
+        found = characteristics(
+            claim, rows, estimate, reference, limits(claim.bound), strictest(claim)
+        )
         judged = replace(
             judged,
             interval=(estimate.low, estimate.high),
@@ -249,6 +251,20 @@ def doubled(claim: Claim) -> tuple[float, float] | None:
     return min(near, far), max(near, far)
 
 
+def strictest(claim: Claim) -> Bound:
+    """Return the bound within which an interval must lie for the verdict `reproduced`."""
+    margins = doubled(claim)
+    if margins is None:
+        return claim.bound
+    lowest, highest = claim.bound.ends
+    if not claim.bound.one_sided:
+        middle = (lowest + highest) / 2
+        ends = {"above": middle - margins[0], "below": middle + margins[0]}
+    else:
+        ends = {"below": margins[0]} if claim.bound.above is None else {"above": margins[1]}
+    return claim.bound.model_copy(update=ends)
+
+
 def read_reference(claim: Claim, folder: Path) -> Summary | None:
     """Read the published runs that a claim compares with.
 
@@ -276,6 +292,7 @@ def read_reference(claim: Claim, folder: Path) -> Summary | None:
         # Where the range is not published, two standard deviations stand for it.
         least=float(row[wanted.least]) if wanted.least else mean - 2 * sd,
         largest=float(row[wanted.largest]) if wanted.largest else mean + 2 * sd,
+        one_draw=wanted.one_draw,
     )
 
 

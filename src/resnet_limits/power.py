@@ -73,7 +73,8 @@ class Characteristics:
     power_at
         Which true value that is.
     size
-        The same probability at the edge of the bound, the larger one of two.
+        Probability that the interval lies within the bound where the truth is at the edge of it,
+        the larger one of two.
     needed_n
         Replicates for a power of `WANTED`; empty where there is no power to speak of.
     """
@@ -90,6 +91,7 @@ def characteristics(
     estimate: Estimate,
     reference: Summary | None,
     confidence: float,
+    strictest: Bound,
 ) -> Characteristics:
     """Plant tables like the claim's rows and count what its test decides.
 
@@ -101,26 +103,29 @@ def characteristics(
         What it measured.
     confidence
         Of the interval that decides.
+    strictest
+        The bound that an interval must be within for `reproduced`: the claim's own, or that at
+        half or twice its margin. The size is that of the interval at the claim's own.
     """
     planting = plantings(claim, rows, reference, confidence)
 
-    def share(truth: float, n: int, tables: int) -> float:
+    def share(bound: Bound, truth: float, n: int, tables: int) -> float:
         if n < max(claim.least_n, planting.least_n):
             return 0.0
         # The same numbers for every truth and n, so that shares do not jump between them.
         random = np.random.default_rng(zlib.crc32(claim.id.encode()))
         low, high = planting.intervals(truth, n, max(1, min(tables, NUMBERS // n)), random)
-        return share_inside(low, high, claim.bound)
+        return share_inside(low, high, bound)
 
     edges = [e for e in claim.bound.ends if planting.range[0] < e < planting.range[1]]
     edges = [edge for edge in edges if math.isfinite(edge)]
-    size = max((share(edge, estimate.n, PLANTED) for edge in edges), default=None)
+    size = max((share(claim.bound, edge, estimate.n, PLANTED) for edge in edges), default=None)
     truth, power_at = _truth(claim, estimate)
     if truth is None:
         return Characteristics(None, power_at, size, "")
-    needed = least(lambda n: share(truth, n, TRIED) >= WANTED, planting.least_n, MOST)
+    needed = least(lambda n: share(strictest, truth, n, TRIED) >= WANTED, planting.least_n, MOST)
     return Characteristics(
-        share(truth, estimate.n, PLANTED),
+        share(strictest, truth, estimate.n, PLANTED),
         power_at,
         size,
         f"more than {MOST}" if needed is None else str(needed),
@@ -282,15 +287,18 @@ def of_published(ours: np.ndarray, reference: Summary, unit: str, confidence: fl
     """Plant our runs and the published ones, whose means differ by the true value."""
     n_theirs, sd_theirs = reference.n, reference.sd
     ours = ours if len(ours) > 1 else sd_theirs * np.array([-1.0, 1.0]) / math.sqrt(2)
+    among = ours.std(ddof=1) if reference.one_draw else sd_theirs / math.sqrt(n_theirs)
     freedom = len(ours) + n_theirs - 2
     squares = (len(ours) - 1) * ours.var(ddof=1) + (n_theirs - 1) * sd_theirs**2
     scale = math.sqrt(squares / freedom) if unit == "pooled_sd" else 1.0
 
     def intervals(truth: float, n: int, tables: int, random: np.random.Generator) -> Interval:
         planted = truth * scale + residuals(ours, (tables, n), random)
-        means = sd_theirs / math.sqrt(n_theirs) * random.standard_normal(tables)
+        means = among * random.standard_normal(tables)
         spreads = sd_theirs * np.sqrt(random.chisquare(n_theirs - 1, tables) / (n_theirs - 1))
-        return compared(planted, (means, spreads), n_theirs, unit, confidence)[1:]
+        return compared(planted, (means, spreads), n_theirs, unit, confidence, reference.one_draw)[
+            1:
+        ]
 
     return Planting(intervals, 1)
 

@@ -60,13 +60,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Summary:
-    """Published runs: mean, standard deviation and number, and the range of single runs."""
+    """Published runs: mean, standard deviation and number, and the range of single runs.
+
+    With ``one_draw`` they share a random draw that each of our runs makes anew.
+    """
 
     mean: float
     sd: float
     n: int
     least: float
     largest: float
+    one_draw: bool = False
 
 
 @dataclass(frozen=True)
@@ -539,7 +543,7 @@ def equivalence(
     if ours.size == 0:
         raise TooFewError("no runs")
     theirs = (np.array(reference.mean), np.array(reference.sd))
-    found, low, high = compared(ours, theirs, reference.n, unit, confidence)
+    found, low, high = compared(ours, theirs, reference.n, unit, confidence, reference.one_draw)
     least, largest = ours.min(), ours.max()
     inside = reference.least <= least and largest <= reference.largest
     note = (
@@ -555,8 +559,13 @@ def compared(
     n_theirs: int,
     unit: str,
     confidence: float = CONFIDENCE,
+    one_draw: bool = False,
 ) -> Ends:
-    """Return the difference of our runs (..., n) to published means and deviations (...)."""
+    """Return the difference of our runs (..., n) to published means and deviations (...).
+
+    With ``one_draw`` the published mean varies as much as one run of ours, so that the interval is
+    at least a prediction interval.
+    """
     from scipy import stats as scipy_stats
 
     n, (mean_theirs, sd_theirs) = ours.shape[-1], theirs
@@ -573,6 +582,9 @@ def compared(
         parts = variance / n, sd_theirs**2 / n_theirs
         degrees = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (n_theirs - 1))
         half = np.maximum(half, scipy_stats.t.ppf(quantile, degrees) * np.sqrt(sum(parts)))
+    if n > 1 and one_draw:
+        predicted = scipy_stats.t.ppf(quantile, n - 1) * np.sqrt((1 + 1 / n) * variance)
+        half = np.maximum(half, predicted)
     return difference, difference - half, difference + half
 
 

@@ -181,6 +181,11 @@ class Reference(Model):
     n: Text
     least: str = Field("", description="column of the smallest of the runs, where there is one")
     largest: str = Field("", description="column of the largest")
+    one_draw: bool = Field(
+        False,
+        description="whether they share a random draw that each of our runs makes anew, so that "
+        "their mean counts as one of ours",
+    )
 
 
 class Claim(Model):
