@@ -240,18 +240,18 @@ def test_descent_recovers_planted_ratios_distances_and_bounds():
     assert row["scaling"] == 4
     assert row["smallest_ratio"] == pytest.approx(0.6)
     assert row["smallest_own_ratio"] == pytest.approx(0.375)
-    assert row["smallest_whole_ratio"] == pytest.approx(0.9)
     assert row["distance"] == pytest.approx(1) and row["divergence"] == pytest.approx(0.5)
     assert row["mismatch"] == pytest.approx(0.01)
     rate = 4 * 8.0**2 * 0.25 / 4  # of the bound; the loss halves per unit of time
     assert row["proven_decay"] == pytest.approx(2 * rate)
-    assert row["largest_excess"] == pytest.approx(2 * rate - 2 * np.log(2))
+    assert row["least_decay"] == pytest.approx(np.log(2) / rate)
 
 
-def test_a_loss_below_its_bound_has_a_negative_excess():
-    steps = np.array([0, 10, 20])
-    run = flow_run(loss=np.exp(-2 * steps), limit_min=1e-3)
-    assert particle_tables.descent({"theory": [run]})["largest_excess"].iloc[0] < 0
+def test_a_loss_that_falls_as_fast_as_its_bound_has_a_least_decay_of_one():
+    rate = 4 * 8.0**2 * 0.25 / 4
+    run = flow_run(loss=np.exp(-rate * np.array([0.0, 1.0, 2.0])))
+    found = particle_tables.descent({"theory": [run]})["least_decay"].iloc[0]
+    assert found == pytest.approx(1)
 
 
 def test_start_is_relative_to_the_limit_and_to_rounding():

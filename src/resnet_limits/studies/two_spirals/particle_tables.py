@@ -17,10 +17,10 @@ def flow(runs: Runs) -> pd.DataFrame:
     """All measurements along the gradient flow.
 
     ``scaling`` is alpha beta; ``ratio`` the smallest eigenvalue of G2 over its limit at the start
-    for many particles, Lambda; ``own_ratio`` over its own start; ``whole_ratio`` the same for G =
-    alpha^2 G1 + G2; ``distance`` the root mean square distance that a particle of the field and one
-    of the output layer have moved together, a bound for W2; ``divergence`` half its square, which
-    bounds the KL divergence from below where W2 is as large (Talagrand's inequality).
+    for many particles, Lambda; ``own_ratio`` over its own start; ``distance`` the root mean square
+    distance that a particle of the field and one of the output layer have moved together, a bound
+    for W2; ``divergence`` half its square, which bounds the KL divergence from below where W2 is as
+    large (Talagrand's inequality).
     """
     table = collect(runs["theory"], ["particles", "alpha"])
     if table.empty:
@@ -28,38 +28,36 @@ def flow(runs: Runs) -> pd.DataFrame:
     table["scaling"] = table["alpha"] * table["beta"]
     table["time"] = table["step"] * table["step_size"]
     table["ratio"] = table["g2_min"] / table["limit_min"]
-    start = table[table["step"] == 0].set_index(MEMBER)[["loss", "g2_min", "g_min"]]
+    start = table[table["step"] == 0].set_index(MEMBER)[["loss", "g2_min"]]
     table = table.join(start.add_suffix("_start"), on=MEMBER)
     table["own_ratio"] = table["g2_min"] / table["g2_min_start"]
-    table["whole_ratio"] = table["g_min"] / table["g_min_start"]
     table["distance"] = np.hypot(table["field_distance"], table["head_distance"])
     table["divergence"] = table["distance"] ** 2 / 2
     table["proven_rate"] = 4 * table["beta"] ** 2 * (table["limit_min"] / 2) / table["n_train"]
-    table["excess"] = np.log(table["loss"] / table["loss_start"])
-    table["excess"] += table["proven_rate"] * table["time"]
     return table
 
 
 def descent(runs: Runs) -> pd.DataFrame:
     """Per network, what the theorems speak of: extremes over the gradient flow, and its end.
 
-    ``smallest_*`` are the smallest ratios of `flow`; ``largest_excess`` the largest logarithm, over
-    all times but the start, of the loss over the bound L(0) exp(-c t) of Theorem 4.7 with c = 4
-    beta^2 (Lambda / 2) / n; ``proven_decay`` is c times the final time; ``mismatch`` the largest
-    relative difference between the two sides of Proposition 4.2.
+    ``smallest_*`` are the smallest ratios of `flow`; ``least_decay`` the smallest ratio, over all
+    times but the start, of log(L(0) / L(t)) to c t, where L(0) exp(-c t) is the bound of Theorem
+    4.7 with c = 4 beta^2 (Lambda / 2) / n; ``proven_decay`` is c times the final time;
+    ``mismatch`` the largest relative difference between the two sides of Proposition 4.2.
     """
     table = flow(runs)
     if table.empty:
         return table
     groups = table.groupby(MEMBER, sort=False)
     moving = table[(table["step"] > 0) & (table["loss"] > TINY)]
+    proven = moving["proven_rate"] * moving["time"]
+    moving = moving.assign(decay=-np.log(moving["loss"] / moving["loss_start"]) / proven)
     table = table.assign(mismatch=(table["measured_rate"] / table["predicted_rate"] - 1).abs())
     extremes = pd.DataFrame(
         {
             "smallest_ratio": groups["ratio"].min(),
             "smallest_own_ratio": groups["own_ratio"].min(),
-            "smallest_whole_ratio": groups["whole_ratio"].min(),
-            "largest_excess": moving.groupby(MEMBER, sort=False)["excess"].max(),
+            "least_decay": moving.groupby(MEMBER, sort=False)["decay"].min(),
             "mismatch": table[table["loss"] > TINY].groupby(MEMBER, sort=False)["mismatch"].max(),
         }
     )
