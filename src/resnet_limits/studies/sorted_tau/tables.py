@@ -47,8 +47,7 @@ def pairs(runs: Runs) -> pd.DataFrame:
     the number of updates that changed the order of blocks.
     """
     wide = _last_errors(_all(runs), PAIRED)
-    difference = wide["sorted_tau"] - wide["vanilla"]
-    return wide.assign(difference=difference, wins=(difference < 0).astype(int))
+    return wide.assign(difference=wide["sorted_tau"] - wide["vanilla"])
 
 
 def table1(runs: Runs) -> pd.DataFrame:
@@ -73,6 +72,19 @@ def table1(runs: Runs) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows, columns=TABLE1)
+
+
+def row_means(runs: Runs) -> pd.DataFrame:
+    """Mean difference of every row of Table 1 with three pairs or more, and whether it is lower."""
+    table = pairs(runs)
+    if table.empty:
+        return table
+    by = ["network", *[name for name in CONDITIONS if name in table]]
+    found = table.groupby(by, sort=False).agg(
+        pairs=("seed", "count"), difference=("difference", "mean"), diverged=("diverged", "any")
+    )
+    found = found[found["pairs"] >= PAPER_RUNS].reset_index()
+    return found.assign(lower=found["difference"] < 0)
 
 
 def _measured(ours: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
@@ -189,12 +201,13 @@ def _nearest_to_one(values: pd.Index) -> float:
 
 
 def cost(runs: Runs) -> pd.DataFrame:
-    """Seconds of a gradient by each method, ratios to vanilla, and the extra parameters."""
+    """Seconds of a gradient by each method, their ratios, and the extra parameters."""
     table = collect(runs["cost"], [])
     extra = table["sorted_tau_parameters"] - table["vanilla_parameters"]
     ratios = {
         "ratio": table["sorted_tau_seconds"] / table["vanilla_seconds"],
         "steps_ratio": table["steps_seconds"] / table["vanilla_seconds"],
+        "sorting_ratio": table["sorted_tau_seconds"] / table["steps_seconds"],
     }
     return table.assign(**ratios, extra_parameters=extra, unexplained=extra - table["blocks"])
 
