@@ -58,7 +58,7 @@ def extremes(runs: Runs) -> pd.DataFrame:
     start as Gaussian processes. ``log_distance`` is that of weight-tied minus that of i.i.d. GELU
     networks. Differences of test accuracy, in points: ``gelu_gain`` of weight-tied GELU over
     weight-tied identity; ``rough_gain`` of the worst of the networks with GELU or ReLU and rough
-    weights over weight-tied GELU. Cells that were not run are left out, or leave gaps.
+    weights over weight-tied GELU. A cell that was not run leaves gaps where it belongs.
     """
     marked = pd.Series(PAPER_SMOOTH)
     tied, iid, line = ("gelu", "weight_tied"), ("gelu", "iid"), ("identity", "weight_tied")
@@ -70,12 +70,12 @@ def extremes(runs: Runs) -> pd.DataFrame:
         rows.append(
             {
                 "seed": seed,
-                "roughest_smooth": ratio[marked.index[marked]].max(),
-                "smoothest_rough": ratio[marked.index[~marked]].min(),
+                "roughest_smooth": ratio[marked.index[marked]].max(skipna=False),
+                "smoothest_rough": ratio[marked.index[~marked]].min(skipna=False),
                 "process_ratio": ratio[PROCESS],
                 "log_distance": cell["log_distance"][tied] - cell["log_distance"][iid],
                 "gelu_gain": accuracy[tied] - accuracy[line],
-                "rough_gain": accuracy[rough].min() - accuracy[tied],
+                "rough_gain": accuracy[rough].min(skipna=False) - accuracy[tied],
                 "diverged": group["diverged"].any(),
                 **labels(group),
             }

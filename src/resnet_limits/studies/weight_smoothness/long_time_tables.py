@@ -113,7 +113,8 @@ def depth_constants(runs: Runs) -> pd.DataFrame:
     """How the constants of long training depend on depth, by seed and constant.
 
     ``slope`` is that of log constant over log depth, of the seeds that were trained at three
-    depths or more: 0 where it is uniform in depth.
+    depths or more: 0 where it is uniform in depth. ``steepest`` marks the Lipschitz constant, of
+    V or W, that grows faster.
     """
     table = decay(runs)
     constants = ["V_constant", "W_constant", "plateau", "smallest_quotient"]
@@ -129,7 +130,10 @@ def depth_constants(runs: Runs) -> pd.DataFrame:
                 | {"deviation": abs(line["slope"]), **labels(group)}
             )
     columns = ["seed", "constant", "diverged", "slope", "deviation", "dataset"]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+    found = pd.DataFrame(rows, columns=None if rows else columns)
+    lipschitz = found[found["constant"].isin(["V_constant", "W_constant"])]
+    steepest = lipschitz.dropna(subset="slope").groupby("seed")["slope"].idxmax()
+    return found.assign(steepest=found.index.isin(steepest))
 
 
 def overparametrization(runs: Runs) -> pd.DataFrame:

@@ -75,8 +75,8 @@ def slopes(runs: Runs) -> pd.DataFrame:
 
     ``last`` marks the last step; ``deviation`` is the slope's distance from -1, and ``farthest``
     marks the step and weight where it is largest for that seed and measure. ``doubling`` is the
-    largest ratio of the distance at a depth to that at the next smaller one, small ones included,
-    and ``slowest`` marks the step from `EARLY` on and the weight where it is largest.
+    largest ratio of the distance at a depth to that at the next smaller one, and ``slowest`` marks
+    the step from `EARLY` on where it is largest; of weights, among both and both norms.
     """
     rows = [
         dict(zip(SERIES, series, strict=True)) | _slope_columns(group)
@@ -90,8 +90,9 @@ def slopes(runs: Runs) -> pd.DataFrame:
     table["deviation"] = (table["slope"] + 1).abs()
     series = table.groupby(["scaling", "measure", "seed"])["deviation"]
     table["farthest"] = table["deviation"] == series.transform("max")
-    late = table[table["step"] >= EARLY]
-    largest = late.groupby(["scaling", "measure", "seed"])["doubling"].idxmax()
+    late = table[table["step"] >= EARLY].dropna(subset="doubling")
+    kind = late["measure"].replace({"l2": "weights", "sup": "weights"})
+    largest = late.groupby(["scaling", kind, "seed"])["doubling"].idxmax()
     table["slowest"] = table.index.isin(largest)
     return table
 
@@ -237,13 +238,13 @@ def _deep(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _slope_columns(group: pd.DataFrame) -> dict[str, Any]:
-    ordered = group.sort_values("depth")
+    deep = _deep(group.sort_values("depth"))
     return {
         "time": group["time"].iloc[0],
-        "doubling": (ordered["distance"] / ordered["distance"].shift()).max(),
+        "doubling": (deep["distance"] / deep["distance"].shift()).max(),
         "diverged": bool(group["diverged"].any()),
         **labels(group),
-    } | line_columns(_deep(ordered), "depth", "distance", LINE)
+    } | line_columns(deep, "depth", "distance", LINE)
 
 
 def _exponential(time: pd.Series, value: pd.Series, first: int, second: int) -> pd.Series:
