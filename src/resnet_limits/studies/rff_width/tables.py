@@ -118,13 +118,15 @@ def thresholds(runs: Runs) -> pd.DataFrame:
 
 
 def wide(runs: Runs) -> pd.DataFrame:
-    """Per N and data set: whether all networks of r >= N^2 features reach zero linearly."""
+    """Per kernel, N and draw: whether all networks of r >= N^2 features reach zero linearly."""
     table = _outcomes(runs["width"])
     table = table[table["wide"]]
-    groups = table.groupby(["samples", "data_seed", *_marks(table)], sort=False)
-    return groups.agg(
-        networks=("draw", "count"), converge=("zero_at_linear_rate", "all")
-    ).reset_index()
+    keys = ["kernel", "samples", "data_seed", "draw", *_marks(table)]
+    return (
+        table.groupby(keys, sort=False)
+        .agg(networks=("width", "count"), converge=("zero_at_linear_rate", "all"))
+        .reset_index()
+    )
 
 
 def kappas(runs: Runs) -> pd.DataFrame:
@@ -203,8 +205,7 @@ def left_sides(runs: Runs) -> pd.DataFrame:
             }
         )
     columns = [*keys, "slope", "all_sizes", "rate_slope", "points"]
-    found = pd.DataFrame(rows, columns=columns)
-    return found.assign(deviation=(found["slope"] + 1).abs())
+    return pd.DataFrame(rows, columns=columns)
 
 
 def onsets(runs: Runs) -> pd.DataFrame:
