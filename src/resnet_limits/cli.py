@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from resnet_limits.errors import UserError, require_known
 from resnet_limits.layout import Layout, RunKey
-from resnet_limits.spec import load_study
+from resnet_limits.spec import load_study, study_names
 from resnet_limits.study_files import SCALES, TRAINED_SCALES
 
 
@@ -128,6 +128,12 @@ def _document(options: argparse.Namespace) -> None:
         update_readme(load_study(study))
 
 
+def _front_page(options: argparse.Namespace) -> None:
+    from resnet_limits.front_page import update_front_page
+
+    update_front_page(Path("README.md"), study_names(), Layout(options.results))
+
+
 def _new_study(options: argparse.Namespace) -> None:
     from resnet_limits.new_study import create
 
@@ -228,6 +234,12 @@ def _parser() -> argparse.ArgumentParser:
     document = commands.add_parser("document", help="renew the settings tables of a study's README")
     document.add_argument("studies", nargs="+", metavar="study")
     document.set_defaults(run=_document)
+
+    front_page = commands.add_parser(
+        "front-page", help="renew README.md's table of verdicts, from those of the archive"
+    )
+    front_page.add_argument("--results", type=Path, default=Path("results"))
+    front_page.set_defaults(run=_front_page)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of an experiment's settings")
     schema.add_argument("study")
