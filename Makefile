@@ -11,7 +11,7 @@ reproduce: $(READY)  ## Regenerate every figure, table and verdict at the defaul
 	$(VENV)/bin/snakemake --cores $(CORES) all
 
 test: $(READY)  ## Run the tests
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 
 stress: $(READY)  ## Kill processes and damage files; STRESS='--trainers 40' for more
 	$(VENV)/bin/python -m tests.stress $(STRESS)

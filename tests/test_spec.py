@@ -239,8 +239,8 @@ CLAIMS = {
 @pytest.mark.parametrize("case", CLAIMS)
 def test_a_mistake_in_a_claim_is_named(edited, case):
     change, words = CLAIMS[case]
-    words = ["two_spirals/claims.yaml: ", load_study("two_spirals").claims[1].id, *words]
-    assert_named(lambda: edited(lambda claims: change(claims[1]), "claims.yaml"), words)
+    words = ["two_spirals/claims.yaml: ", load_study("two_spirals").claims[2].id, *words]
+    assert_named(lambda: edited(lambda claims: change(claims[2]), "claims.yaml"), words)
 
 
 def test_claims_have_ids_of_their_own(edited):
