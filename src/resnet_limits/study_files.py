@@ -255,8 +255,8 @@ class Claim(Model):
             return self
         if not self.effect_source:
             raise Mistake("effect_source", "is missing; say where the effect comes from.")
-        if self.exact or not self.bound.has(self.effect, self.effect):
-            raise Mistake("effect", "must lie within the bound, and is not for exact claims.")
+        if not self.bound.has(self.effect, self.effect):
+            raise Mistake("effect", "must lie within the bound.")
         return self
 
 
