@@ -125,9 +125,9 @@ def test_drawing_twice_gives_the_same_bytes(smoke):
 def test_snakemakes_own_report_has_captions(smoke):
     result = snakemake(smoke, "--report", "report.html", *SMOKE)
     assert result.returncode == 0, result.stderr
-    assert (
-        "Test 0-1 error over the number of training points" in (smoke / "report.html").read_text()
-    )
+    page = (smoke / "report.html").read_text()
+    assert "Test 0-1 error over the number of training points" in page
+    assert load_study("two_spirals").figures["rate"].paper in page
 
 
 @pytest.fixture

@@ -213,6 +213,13 @@ def caption(wildcards):
     return study_of(wildcards).figures[wildcards.figure].caption
 
 
+@for_users
+def figure_labels(wildcards):
+    """What the menu of Snakemake's report says of a figure."""
+    paper = study_of(wildcards).figures[wildcards.figure].paper
+    return {"figure": wildcards.figure, "in the paper": paper or "-"}
+
+
 def table_files():
     return [
         LAYOUT.table(SCALE, study, table) for study in STUDIES for table in load_study(study).tables
