@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from resnet_limits.devices import settle_on_one_gpu
 from resnet_limits.errors import UserError, require_known
 from resnet_limits.layout import Layout, RunKey
 from resnet_limits.spec import load_study, study_names
@@ -65,6 +66,8 @@ def _train(options: argparse.Namespace) -> None:
     config = read_config(options.config)
     experiment = load_study(config.key.study).experiments[config.key.experiment]
     set_threads(experiment.resources.threads)
+    if options.device != "cpu":
+        settle_on_one_gpu()
     context = Context(choose_device(options.device), options.data_root)
     train(config, options.output, context, options.checkpoint_seconds)
 
