@@ -12,6 +12,7 @@ include: "workflow/rules/analyse.smk"
 include: "workflow/rules/report.smk"
 
 
+# A cluster gets the trainings. The rest takes seconds, or wants a network.
 localrules:
     all,
     data,
@@ -19,6 +20,11 @@ localrules:
     figures,
     claims,
     report,
+    data_set,
+    table,
+    plot,
+    judge,
+    report_page,
 
 
 rule all:

@@ -215,7 +215,7 @@ def test_a_damaged_run_is_not_kept_and_leaves_the_archive_as_it_was(layout):
     finish(layout, commit="c9")
     key = STUDY.experiment("depth", "paper").runs()["depth80"].key
     damage(layout.run(key) / "bounds.csv")
-    refuses(layout, r"depth80/bounds.csv: missing, or not as .*--force .*paper/.*record.json")
+    refuses(layout, r"depth80/bounds.csv: not as .*--force .*paper/.*record.json")
     damage(layout.record(key))
     refuses(layout, r"depth80/record.json: .*--force")
 
@@ -392,13 +392,23 @@ def test_a_record_names_files_beside_it_only(layout, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "precious" in p.name] == ["precious.csv"]
 
 
+def test_a_record_that_was_copied_alone_asks_for_the_rest(layout):
+    finish(layout)
+    key = STUDY.experiment("depth", "paper").runs()["depth80"].key
+    for path in layout.run(key).glob("*.csv"):
+        path.unlink()
+    folder = f"paper/{key.study}/{key.experiment}/{key.run}"
+    refuses(layout, rf"missing, though .* Copy the whole folder \S*{folder} from where .*trained")
+    assert not layout.manifest("two_spirals").exists()
+
+
 def test_measurements_that_unpack_to_gigabytes_are_not_read(layout, monkeypatch):
     finish(layout)
     keep(layout)
     run = archived_runs("two_spirals", "depth", layout)[0]
     monkeypatch.setattr(runs_module, "LARGEST_FILE", 2**20)
     (run.folder / "metrics.csv.xz").write_bytes(lzma.compress(bytes(2**24)))
-    with pytest.raises(UserError, match=r"metrics.csv: missing, or not as"):
+    with pytest.raises(UserError, match=r"metrics.csv: not as"):
         run.content("metrics.csv")
     assert len(runs_module.unpack(lzma.compress(bytes(2**24)))) == 2**20
 

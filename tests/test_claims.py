@@ -380,9 +380,10 @@ def test_the_rows_are_those_selected():
         ({"arguments": {"hold": "ok"}}, "c: test 'proportion' cannot use its arguments: .*hold"),
         (
             {"arguments": {"holds": "okay"}},
-            "c: test 'proportion' cannot .*'okay'.* columns are ok, kind",
+            r"c.arguments.holds: table t: column 'okay' does not .* mean 'ok'.* Known: .*kind, ok",
         ),
-        ({"select": {"knid": "a"}}, "c.select: column 'knid' does not exist; did you mean 'kind'"),
+        ({"replicate": "sed"}, "c.replicate: table t: column 'sed' does not exist; .*Known: .*ok"),
+        ({"select": {"knid": "a"}}, "c.select: .* 'knid' does not exist; did you mean 'kind'"),
     ],
 )
 def test_a_claim_with_a_typo_is_named(changes, words):

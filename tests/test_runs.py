@@ -164,7 +164,8 @@ def test_changed_or_missing_measurements(folder, harm):
         path.write_text(text.replace("0.1", "0.2"))
     elif harm == "replace by a folder":
         path.mkdir()
-    with pytest.raises(UserError, match=r"metrics.csv: missing, or not as .*--force .*record.json"):
+    words = "missing, though .* Copy the whole folder" if harm == "remove" else "not as"
+    with pytest.raises(UserError, match=rf"metrics.csv: {words} .*--force .*record.json"):
         run.measurements()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -381,6 +382,16 @@ WRONG = {
     "data_root": ("", "data_root: "),
     "scal": ("smoke", "scal: unknown key; did you mean 'scale'"),
 }
+
+
+def test_every_key_of_the_configuration_is_explained_with_its_default():
+    folder = STUDIES.parents[2] / "workflow"
+    defaults = yaml.safe_load((folder / "config.yaml").read_text())
+    page = (folder / "README.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", page, flags=re.MULTILINE))
+    wanted = {key: f"`{yaml.safe_dump(value).split()[0]}`" for key, value in defaults.items()}
+    assert told == wanted | {"studies": "all four"}
+    assert told.keys() == Configuration.model_fields.keys()
 
 
 @pytest.mark.parametrize("key", WRONG)

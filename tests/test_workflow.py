@@ -125,9 +125,9 @@ def test_drawing_twice_gives_the_same_bytes(smoke):
 def test_snakemakes_own_report_has_captions(smoke):
     result = snakemake(smoke, "--report", "report.html", *SMOKE)
     assert result.returncode == 0, result.stderr
-    assert (
-        "Test 0-1 error over the number of training points" in (smoke / "report.html").read_text()
-    )
+    page = (smoke / "report.html").read_text()
+    assert "Test 0-1 error over the number of training points" in page
+    assert load_study("two_spirals").figures["rate"].paper in page
 
 
 @pytest.fixture
@@ -496,6 +496,29 @@ def test_a_record_from_elsewhere_needs_no_data(project):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("copied")
     assert planned(project, PAPER_RUN) == set()
+    os.utime(project / PAPER_RUN, (0, 0))  # as copies that keep their times
+    (project / "results/data").mkdir()
+    (project / "results/data/cifar10.json").write_text("{}")
+    assert planned(project, PAPER_RUN) == set()
+
+
+def test_a_cluster_gets_trainings_alone():
+    files = [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
+    text = "\n".join(path.read_text() for path in files)
+    rules = set(re.findall(r"^rule (\w+):", text, flags=re.MULTILINE))
+    (local,) = re.findall(r"^localrules:\n((?:    \w+,\n)+)", text, flags=re.MULTILINE)
+    assert rules - set(re.findall(r"\w+", local)) == {"train"}
+
+
+def test_another_workflow_can_use_this_one_as_a_module(tmp_path):
+    """As `snakedeploy deploy-workflow` writes it."""
+    (tmp_path / "Snakefile").write_text(
+        f"module replications:\n    snakefile: {str(ROOT / 'Snakefile')!r}\n    config: config\n"
+        "use rule * from replications\n"
+    )
+    figure = "figures/smoke/two_spirals/start.png"
+    assert planned(tmp_path, figure) == {"train", "table", "plot"}
+    assert_clear(snakemake(tmp_path, "-n", "--config", "scale=papr"), ["did you mean 'paper'"])
 
 
 def test_data_that_cannot_be_had_is_one_clear_message(project):

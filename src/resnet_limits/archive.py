@@ -103,7 +103,9 @@ def _add(
         name: _finished(spec, name, runs, scale, layout) for name in experiments or spec.experiments
     }
     if not any(found.values()):
-        raise UserError(f"{layout.study(scale, spec.name)}: no run has finished; train one.")
+        raise UserError(
+            f"{layout.study(scale, spec.name)}: no run has finished; train one, or copy it here."
+        )
     entries = {
         name: _entry(spec, name, chosen, kept.get(name), layout, force)
         for name, chosen in found.items()

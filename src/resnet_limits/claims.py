@@ -142,6 +142,7 @@ def judge(
     )
     if table.empty:
         return replace(untested, why=f"nothing that it needs was run at scale {scale}")
+    _check_columns(claim, table)
     rows = select(table, claim.select, claim.id)
     if rows.empty and "diverged" in table and table["diverged"].all():
         return replace(untested, verdict=INCONCLUSIVE, why="every run diverged")
@@ -319,6 +320,14 @@ def select(table: pd.DataFrame, wanted: Mapping[str, Any], claim: str) -> pd.Dat
         values = value if isinstance(value, list) else [value]
         table = table[table[column].isin(values)]
     return table
+
+
+def _check_columns(claim: Claim, table: pd.DataFrame) -> None:
+    """Refuse a claim that names a column which its table lacks, tested at this scale or not."""
+    for key, columns in claim.columns.items():
+        for column in columns:
+            where = f"claims.yaml: {claim.id}.{key}: table {claim.table}: column"
+            require_known(column, table.columns, where)
 
 
 def _nothing_selected(claim: Claim, table: pd.DataFrame, scale: str) -> str:

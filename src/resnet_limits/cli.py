@@ -8,19 +8,26 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from resnet_limits.devices import settle_on_one_gpu
 from resnet_limits.errors import UserError, require_known
 from resnet_limits.layout import Layout, RunKey
 from resnet_limits.spec import load_study, study_names
 from resnet_limits.study_files import SCALES, TRAINED_SCALES
 
+VERBATIM = argparse.RawDescriptionHelpFormatter
+DESCRIPTION = """\
+The steps of the pipeline by hand. Snakemake calls the same commands, each when it is due:
+  config > train > table > plot, claims > report
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on standard error and exit status 2."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         options.run(options)
         sys.stdout.flush()
@@ -59,6 +66,8 @@ def _train(options: argparse.Namespace) -> None:
     config = read_config(options.config)
     experiment = load_study(config.key.study).experiments[config.key.experiment]
     set_threads(experiment.resources.threads)
+    if options.device != "cpu":
+        settle_on_one_gpu()
     context = Context(choose_device(options.device), options.data_root)
     train(config, options.output, context, options.checkpoint_seconds)
 
@@ -100,6 +109,13 @@ def _record(options: argparse.Namespace) -> None:
 
     experiments = [options.experiment] if options.experiment else []
     record(options.study, experiments, options.runs, options.scale, _layout(options), options.force)
+
+
+def _cost(options: argparse.Namespace) -> None:
+    from resnet_limits.cost import cost_table
+
+    studies = [load_study(name) for name in options.studies or study_names()]
+    print(cost_table(studies, options.scale, _layout(options)))
 
 
 def _layout(options: argparse.Namespace) -> Layout:
@@ -168,46 +184,75 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="resnet-limits", description="The steps of the pipeline by hand.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `shtab` makes a shell's completion of it."""
+    whole = _Parser(prog="resnet-limits", description=DESCRIPTION, formatter_class=VERBATIM)
+    commands = _Commands(whole)
 
-    config = commands.add_parser("config", help="print a run's resolved configuration")
+    config = commands.add(
+        "config",
+        "print a run's resolved configuration",
+        "two_spirals rate constant --scale smoke > run.json",
+        _config,
+    )
     config.add_argument("study")
     config.add_argument("experiment")
     config.add_argument("run_id", metavar="run")
     config.add_argument("--scale", choices=TRAINED_SCALES, default="quick")
-    config.set_defaults(run=_config)
 
-    train = commands.add_parser("train", help="train one run, or continue it")
+    train = commands.add(
+        "train",
+        "train one run, or continue it",
+        "--config run.json --output results/smoke/two_spirals/rate/constant",
+        _train,
+    )
     train.add_argument("--config", required=True, help="a run's configuration: JSON, or a file")
     train.add_argument("--output", type=Path, required=True, help="the run's folder")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     train.add_argument("--data-root", type=Path, default=Path("data"))
     train.add_argument("--checkpoint-seconds", type=_seconds, default=20.0)
-    train.set_defaults(run=_train)
 
-    for name, what, run in (
-        ("table", "turn run records into a tidy table", _table),
-        ("plot", "turn tables into a figure, PNG and PDF", _plot),
-    ):
-        command = commands.add_parser(name, help=what)
-        command.add_argument("study")
-        command.add_argument("table" if name == "table" else "figure")
-        _add_places(command, figures=name == "plot")
-        command.set_defaults(run=run)
+    table = commands.add(
+        "table",
+        "turn the runs that have finished into a tidy table",
+        "two_spirals final --scale smoke",
+        _table,
+    )
+    table.add_argument("study")
+    table.add_argument("table")
+    _add_places(table)
 
-    claims = commands.add_parser("claims", help="judge a study's claims by its tables")
+    plot = commands.add(
+        "plot",
+        "turn tables into a figure, PNG and PDF",
+        "two_spirals rate --scale smoke",
+        _plot,
+    )
+    plot.add_argument("study")
+    plot.add_argument("figure")
+    _add_places(plot, figures=True)
+
+    claims = commands.add(
+        "claims", "judge a study's claims by its tables", "two_spirals --scale smoke", _claims
+    )
     claims.add_argument("study")
     _add_places(claims)
-    claims.set_defaults(run=_claims)
 
-    report = commands.add_parser("report", help="write claims.csv and report.html of a scale")
+    report = commands.add(
+        "report",
+        "write claims.csv and report.html of a scale",
+        "two_spirals sorted_tau --scale smoke",
+        _report,
+    )
     report.add_argument("studies", nargs="+", metavar="study")
     _add_places(report, figures=True)
-    report.set_defaults(run=_report)
 
-    record = commands.add_parser("record", help="add finished runs to the archive")
+    record = commands.add(
+        "record",
+        "add finished runs to the archive",
+        "sorted_tau resnet20 resnet20_vanilla_seed0 --scale paper",
+        _record,
+    )
     record.add_argument("study")
     record.add_argument("experiment", nargs="?", help="all experiments if none is named")
     record.add_argument("runs", nargs="*", metavar="run", help="all that have finished if none is")
@@ -217,39 +262,81 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace runs of another scale, and keep runs that other sources trained",
     )
-    record.set_defaults(run=_record)
 
-    progress = commands.add_parser("progress", help="show running trainings")
+    cost = commands.add(
+        "cost", "tell what finished runs cost, by their records", "--scale recorded", _cost
+    )
+    cost.add_argument("studies", nargs="*", metavar="study", help="all if none is named")
+    _add_places(cost)
+
+    progress = commands.add(
+        "progress", "show running trainings, with the time that is left", "--watch", _progress
+    )
     progress.add_argument("--scale", choices=TRAINED_SCALES, help="only this one")
     progress.add_argument("--results", type=Path, default=Path("results"))
     progress.add_argument("--watch", action="store_true", help="refresh until interrupted")
-    progress.set_defaults(run=_progress)
 
-    data = commands.add_parser("data", help="find or download image data sets, and decode them")
+    data = commands.add(
+        "data",
+        "find or download image data sets, and decode them",
+        "cifar10 --data-root data",
+        _data,
+    )
     data.add_argument("names", nargs="+", metavar="name", help="cifar10, cifar100, mnist, digits")
     data.add_argument("--data-root", type=Path, default=Path("data"))
     data.add_argument("--stamp", type=Path, help="write what is known of the (one) data set here")
-    data.set_defaults(run=_data)
 
-    document = commands.add_parser("document", help="renew the settings tables of a study's README")
+    document = commands.add(
+        "document", "renew the settings tables of a study's README", "two_spirals", _document
+    )
     document.add_argument("studies", nargs="+", metavar="study")
-    document.set_defaults(run=_document)
 
-    front_page = commands.add_parser(
-        "front-page", help="renew README.md's table of verdicts, from those of the archive"
+    front_page = commands.add(
+        "front-page",
+        "renew README.md's table of verdicts, from those of the archive",
+        "",
+        _front_page,
     )
     front_page.add_argument("--results", type=Path, default=Path("results"))
-    front_page.set_defaults(run=_front_page)
 
-    schema = commands.add_parser("schema", help="print the JSON Schema of an experiment's settings")
+    schema = commands.add(
+        "schema",
+        "print the JSON Schema of an experiment's settings",
+        "two_spirals rate",
+        _schema,
+    )
     schema.add_argument("study")
     schema.add_argument("experiment")
-    schema.set_defaults(run=_schema)
 
-    new_study = commands.add_parser("new-study", help="write a small study that works, to change")
+    new_study = commands.add(
+        "new-study", "write a small study that works, to change", "deep_linear", _new_study
+    )
     new_study.add_argument("name", help="such as deep_linear")
-    new_study.set_defaults(run=_new_study)
-    return parser
+    return whole
+
+
+class _Commands:
+    """The commands of a parser, each with an example; the parser's help lists them all."""
+
+    def __init__(self, whole: argparse.ArgumentParser) -> None:
+        self._whole = whole
+        self._whole.epilog = "examples:"
+        self._parsers = whole.add_subparsers(dest="command", required=True, metavar="command")
+
+    def add(
+        self, name: str, what: str, example: str, run: Callable[[argparse.Namespace], None]
+    ) -> argparse.ArgumentParser:
+        line = f"{self._whole.prog} {name} {example}".rstrip()
+        self._whole.epilog = f"{self._whole.epilog}\n  {line}"
+        command: argparse.ArgumentParser = self._parsers.add_parser(
+            name,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=f"example:\n  {line}",
+            formatter_class=VERBATIM,
+        )
+        command.set_defaults(run=run)
+        return command
 
 
 def _add_places(parser: argparse.ArgumentParser, figures: bool = False) -> None:

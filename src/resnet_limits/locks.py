@@ -6,6 +6,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -25,11 +26,23 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def try_lock(path: Path) -> IO[str] | None:
+    """Hold an exclusive lock while the file returned is open; None if another process has it."""
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process of this machine holds a lock."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or not ours to open
+        file = try_lock(path)
+    except OSError:  # not ours to open
         return True
-    return False
+    if file:
+        file.close()
+    return file is None

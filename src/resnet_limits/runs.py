@@ -127,7 +127,7 @@ def read_record(path: Path, remedy: str = "") -> Record:
     UserError
         If it is missing, truncated, of another form, or was edited.
     """
-    train = remedy or "Run Snakemake to train it."
+    train = remedy or "Run Snakemake to train it, or copy its folder from where it was trained."
     remedy = remedy or f"To retrain only this run: snakemake --cores 1 --force {path}"
     try:
         content = read_json(path)
@@ -181,13 +181,15 @@ class Run:
     folder, record
         Where it is, and what it says of itself.
     remedy
-        What to do if its measurements are damaged, if not to retrain it.
+        What to do if its measurements are missing or damaged, if not to copy or retrain it.
     """
 
     def __init__(self, folder: Path, record: Record, remedy: str = "") -> None:
         self.folder = folder
         self.record = record
         self.remedy = remedy or f"To retrain it: snakemake --cores 1 --force {folder / RECORD}"
+        copy = f"Copy the whole folder {folder} from where the run was trained."
+        self.fetch = remedy or f"{copy} {self.remedy}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -216,10 +218,12 @@ class Run:
         packed = path.with_name(file + COMPRESSED)
         try:
             raw = unpack(packed.read_bytes()) if packed.exists() else path.read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{path}: missing, though the record names it. {self.fetch}") from None
         except (OSError, lzma.LZMAError):
             raw = b""
         if hash_bytes(raw) != self.record.files.get(file):
-            raise UserError(f"{path}: missing, or not as the run's record has it. {self.remedy}")
+            raise UserError(f"{path}: not as the run's record has it. {self.remedy}")
         return raw
 
     def measurements(self, probe: str = "metrics") -> pd.DataFrame:

@@ -32,6 +32,10 @@ ARGUMENTS = {
     "trend": ("x", "y"),
     "value": ("column", "reduce"),
 }  # fmt: skip
+# Those that name columns of the table.
+COLUMN_ARGUMENTS = (
+    "x", "y", "mean_over", "failures", "trials", "value", "by", "pair", "holds", "column",
+)  # fmt: skip
 # Tests that average the rows of a replicate first.
 REPLICATED = ("equivalence", "mean", "paired_difference", "proportion", "slope")
 
@@ -228,6 +232,14 @@ class Claim(Model):
     def replicates(self) -> list[str]:
         """The columns that tell replicates apart."""
         return [self.replicate] if isinstance(self.replicate, str) else self.replicate
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """The columns of the table that the claim names, by the key that names them."""
+        named = {f"arguments.{key}": self.arguments.get(key) for key in COLUMN_ARGUMENTS}
+        named |= {"select": list(self.select), "replicate": self.replicates}
+        lists = {key: value if isinstance(value, list) else [value] for key, value in named.items()}
+        return {key: value for key, value in lists.items() if value != [None]}
 
     @model_validator(mode="after")
     def _is_exact_or_replicated(self) -> Claim:

@@ -29,7 +29,7 @@ rule plot:
             caption="../captions/figure.rst",
             category="{study}",
             subcategory="{scale}",
-            labels={"figure": "{figure}"},
+            labels=figure_labels,
         ),
         pdf=LAYOUT.figure("{scale}", "{study}", "{figure}", "pdf"),
     log:

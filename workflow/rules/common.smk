@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 try:
@@ -35,22 +36,25 @@ def for_users(function):
 
 
 @for_users
-def check_file(path):
-    """Say what Snakemake says in many lines or, of a duplicate key, not at all."""
-    if not isinstance(read_yaml(Path(path)), dict):
+def read_defaults():
+    """Read workflow/config.yaml, here or, where another workflow uses this one, beside the rules.
+
+    The directive `configfile:` says a mistake in many lines or, of a duplicate key, not at all.
+    """
+    path = Path("workflow/config.yaml")
+    if not path.exists():
+        with suppress(FileNotFoundError):  # said in one line below
+            path = Path(workflow.source_path("../config.yaml"))
+    defaults = read_yaml(path)
+    if not isinstance(defaults, dict):
         raise UserError(f"{path}: not a mapping of keys to values; write some, as `scale: quick`.")
-
-
-check_file("workflow/config.yaml")
-
-
-configfile: "workflow/config.yaml"
+    return defaults
 
 
 @for_users
 def check_configuration():
     where = "workflow/config.yaml or --config"
-    checked = build(Configuration, config, where)
+    checked = build(Configuration, {**read_defaults(), **config}, where)
     for name in checked.studies:
         require_known(name, study_names(), f"{where}: studies:")
         load_study(name)  # checks every file of the study
@@ -207,6 +211,13 @@ def sources_of_report(_):
 @for_users
 def caption(wildcards):
     return study_of(wildcards).figures[wildcards.figure].caption
+
+
+@for_users
+def figure_labels(wildcards):
+    """What the menu of Snakemake's report says of a figure."""
+    paper = study_of(wildcards).figures[wildcards.figure].paper
+    return {"figure": wildcards.figure, "in the paper": paper or "-"}
 
 
 def table_files():
