@@ -98,12 +98,6 @@ class Section:
         """Return the verdicts on claims, or on checks."""
         return [verdict for verdict in self.claims if verdict.kind == kind]
 
-    @property
-    def names(self) -> dict[str, Markup]:
-        """Links by the names of claims, for notes that mention them."""
-        link = Markup('<a href="#{0}.{1}">{1}</a>')
-        return {claim.id: link.format(self.study.name, claim.id) for claim in self.claims}
-
 
 @dataclass(frozen=True)
 class Row:
@@ -141,6 +135,13 @@ class Row:
         if runs is None:
             return self.claim.paper
         return f"{runs.mean:.3g} ± {runs.sd:.2g}, mean and sd of the authors' {runs.n} runs"
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What a note may mention: columns and values, in words, and claims, as links."""
+        link = Markup('<a href="#{0}.{1}">{1}</a>')
+        claims = {claim.id: link.format(self.study.name, claim.id) for claim in self.study.claims}
+        return {**self._words, **claims}
 
     @property
     def _words(self) -> dict[str, str]:

@@ -32,14 +32,15 @@ def typeset(text: str, words: Mapping[str, str] | None = None) -> Markup:
     """Return plain text as HTML.
 
     Formulas such as ``r^(-1/2)``, ``T_{k+1}`` and ``alpha <= 1e-3`` get exponents, indices, signs
-    and Greek letters. Names such as ``n_train`` are replaced by ``words``, which may be HTML, or
-    else lose their underscores.
+    and Greek letters. Names such as ``n_train`` are replaced by ``words``, plain text or `Markup`,
+    or else lose their underscores.
     """
     html = str(escape(text))
     for pattern, replacement in FORMULAS:
         html = re.sub(pattern, replacement, html)
     known = words or {}
-    return Markup(re.sub(r"\b[A-Za-z]\w*_\w+\b", lambda name: in_words(name[0], known), html))
+    names = r"\b[A-Za-z]\w*_\w+\b"
+    return Markup(re.sub(names, lambda name: str(escape(in_words(name[0], known))), html))
 
 
 def in_words(name: object, words: Mapping[str, str]) -> str:
