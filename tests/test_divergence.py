@@ -80,7 +80,7 @@ def test_everything_that_diverges_is_judged_and_drawn(tmp_path, study):
     verdicts = json.loads((results / study / "claims.json").read_text(), parse_constant=pytest.fail)
     assert [verdict["id"] for verdict in verdicts] == [claim.id for claim in spec.claims]
     assert all(verdict["why"] for verdict in verdicts)
-    assert (results / "report.html").stat().st_size > 10000
+    assert (results / f"report-{study}.html").stat().st_size > 10000
     for path in results.rglob("*/record.json"):
         record = json.loads(path.read_text())
         if record["config"]["experiment"] in changed - SATURATING:

@@ -128,6 +128,8 @@ CASES = {
         ["scales.smoke.rate.seed", "duplicate value 0; keep one"],
     ),
     "unknown table": (lambda d: d["figures"]["rate"].update(tables=["finl"]), ["finl", "final"]),
+    "unknown headline": (lambda d: d.update(headline_figure="rat"), ["headline_figure", "'rate'"]),
+    "no story": (lambda d: d.pop("story"), ["story"]),
     "figure of no tables": (
         lambda d: d["figures"]["rate"].update(tables=[]),
         ["figures.rate.tables", "at least one"],

@@ -119,7 +119,7 @@ def test_proportion_is_clopper_and_pearsons():
     estimate = stats.proportion(rows, "ok", by="n")
     assert estimate.value == 0.8
     assert (estimate.low, estimate.high) == pytest.approx((0.4439, 0.9748), abs=1e-4)
-    assert estimate.note == "by n: 1: 5/5, 2: 3/5"
+    assert estimate.note == "By n: 1: 5/5, 2: 3/5"
 
 
 def test_trend_of_a_rising_sequence_is_one():
@@ -409,7 +409,7 @@ def test_one_run_is_compared_by_the_published_spread():
     one = stats.equivalence(pd.DataFrame({"v": [1.05]}), "v", reference=reference)
     half = 2.262157 * 0.1 * math.sqrt(1 + 1 / 10)
     assert (one.low, one.high) == pytest.approx((0.05 - half, 0.05 + half), abs=1e-6)
-    assert one.note.startswith("our runs, 1.05 to 1.05, are within theirs")
+    assert one.note.startswith("Our runs, 1.05 to 1.05, are within theirs")
     scaled = stats.equivalence(pd.DataFrame({"v": [1.05]}), "v", "pooled_sd", reference=reference)
     assert scaled.value == pytest.approx(0.5)
 

@@ -98,7 +98,6 @@ def planned_jobs(folder, *arguments, package=None):
 
 def test_whole_graph_makes_report_claims_and_figures(smoke):
     page = (smoke / "results/smoke/report.html").read_text()
-    assert "<script" not in page
     assert not re.search(r'(src|href)="(?!data:|#)', page), "the page must need no other file"
     assert (smoke / "results/smoke/claims.csv").stat().st_size > 0
     for name in study_names():
@@ -151,7 +150,8 @@ def test_recorded_scale_derives_everything_and_never_trains(archived):
     result = snakemake(archived, "all", *RECORDED)
     assert result.returncode == 0, result.stderr
     assert set(jobs(result)) <= {"table", "plot", "judge", "report_page", "all"}
-    assert "scale smoke, commit" in (archived / "results/recorded/report.html").read_text()
+    page = archived / "results/recorded/report-two_spirals.html"
+    assert "scale smoke, commit" in page.read_text()
     for name in ("final", "rates"):
         tables = [
             archived / f"results/{s}/two_spirals/tables/{name}.csv" for s in ("smoke", "recorded")
@@ -165,7 +165,7 @@ def test_an_incomplete_archive_is_shown_with_what_it_has(archived):
     assert result.returncode == 0, result.stderr
     result = snakemake(archived, "all", *RECORDED)
     assert result.returncode == 0, result.stderr
-    page = (archived / "results/recorded/report.html").read_text()
+    page = (archived / "results/recorded/report-two_spirals.html").read_text()
     assert "1 of 4 runs" in page
     assert "depth: not recorded" in page
     claims = json.loads((archived / "results/recorded/two_spirals/claims.json").read_text())
@@ -181,7 +181,7 @@ def test_finished_runs_alone_make_tables_at_any_scale(smoke, project):
     result = snakemake(project, "all", *finished)
     assert result.returncode == 0, result.stderr
     assert "train" not in jobs(result)
-    assert "rate: 2 of 4 runs" in (project / "results/smoke/report.html").read_text()
+    assert "rate: 2 of 4 runs" in (project / "results/smoke/report-two_spirals.html").read_text()
 
 
 def test_a_mixture_of_scales_is_refused(archived):
@@ -191,17 +191,18 @@ def test_a_mixture_of_scales_is_refused(archived):
     assert_clear(result, ["manifest.json", "runs of scale paper", "--force"])
 
 
-# What an edit of a file makes again, of two studies.
+# What an edit of a file makes again, and of which studies.
 EDITS = {
-    "stats.py": ({"table", "plot", "judge"}, {"two_spirals", "sorted_tau"}),
-    "claims.py": ({"judge"}, {"two_spirals", "sorted_tau"}),
-    "power.py": ({"judge"}, {"two_spirals", "sorted_tau"}),
-    "style.py": ({"plot"}, {"two_spirals", "sorted_tau"}),
-    "studies/sorted_tau/paper_table1.csv": ({"table", "plot", "judge"}, {"sorted_tau"}),
-    "studies/two_spirals/claims.yaml": ({"judge"}, {"two_spirals"}),
-    "studies/two_spirals/plots.py": ({"plot"}, {"two_spirals"}),
-    "studies/two_spirals/tables.py": ({"table", "plot", "judge"}, {"two_spirals"}),
-    "studies/sorted_tau/dense_problems.py": (set(), set()),
+    "stats.py": ({"table", "plot", "judge"}, study_names()),
+    "claims.py": ({"judge"}, study_names()),
+    "power.py": ({"judge"}, study_names()),
+    "style.py": ({"plot"}, study_names()),
+    "wording.py": (set(), []),
+    "studies/sorted_tau/paper_table1.csv": ({"table", "plot", "judge"}, ["sorted_tau"]),
+    "studies/two_spirals/claims.yaml": ({"judge"}, ["two_spirals"]),
+    "studies/two_spirals/plots.py": ({"plot"}, ["two_spirals"]),
+    "studies/two_spirals/tables.py": ({"table", "plot", "judge"}, ["two_spirals"]),
+    "studies/sorted_tau/dense_problems.py": (set(), []),
 }
 
 
@@ -210,11 +211,26 @@ def test_an_edit_makes_again_what_it_can_change(smoke, tmp_path, name):
     rules, studies = EDITS[name]
     package = copy_of_the_package(tmp_path / "edited")
     edit(package / name)
-    config = (*SMOKE, "studies=[two_spirals,sorted_tau]")
-    found = planned_jobs(smoke, "all", *config, package=package.parent)
+    found = planned_jobs(smoke, "all", *SMOKE, package=package.parent)
     assert {rule for rule, _ in found} - {"all", "report_page"} == rules
-    assert {re.split("/", output)[2] for rule, output in found if rule in rules} == studies
+    assert {re.split("/", output)[2] for rule, output in found if rule in rules} == set(studies)
     assert "report_page" in {rule for rule, _ in found}  # it says which sources have changed
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("report.css", "margin: 0;", "margin: 1px;"),
+        ("report.js", "shown`", "are shown`"),
+        ("studies/two_spirals/study.yaml", "We repeat", "Here we repeat"),
+    ],
+)
+def test_an_edit_of_the_page_makes_it_again_and_nothing_else(smoke, tmp_path, file, old, new):
+    package = copy_of_the_package(tmp_path / "edited")
+    text = (package / file).read_text()
+    assert old in text
+    (package / file).write_text(text.replace(old, new))
+    assert planned(smoke, "all", *SMOKE, package=package.parent) == {"report_page", "all"}
 
 
 def test_an_edit_of_a_bound_makes_its_tables_again_and_trains_nothing(smoke, tmp_path):
@@ -250,7 +266,8 @@ def test_the_report_says_which_runs_other_sources_trained(smoke, tmp_path):
     result = snakemake(folder, "all", *SMOKE, "studies=[two_spirals]", package=package.parent)
     assert result.returncode == 0, result.stderr
     assert set(jobs(result)) == {"report_page", "all"}
-    assert "changed since" in (folder / "results/smoke/report.html").read_text()
+    assert "changed since" in (folder / "results/smoke/report-two_spirals.html").read_text()
+    assert "changed since" not in (folder / "results/smoke/report.html").read_text()
     result = command(folder, "record", "two_spirals", "--scale", "smoke", package=package.parent)
     assert_clear(result, ["trained by other sources", "--force"])
 

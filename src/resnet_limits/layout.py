@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +84,13 @@ class Layout:
         """Return the file of a figure; ``suffix`` is png or pdf."""
         return self.figures / scale / study / f"{figure}.{suffix}"
 
-    def all_claims(self, scale: str) -> Path:
-        """Return the table of all studies' verdicts."""
-        return self.results / scale / "claims.csv"
+    def all_claims(self, scale: str, some: Sequence[str] = ()) -> Path:
+        """Return the table of all studies' verdicts, or of some studies', by their names."""
+        return self.results / scale / f"{'-'.join(['claims', *some])}.csv"
 
-    def report(self, scale: str) -> Path:
-        """Return the report page."""
-        return self.results / scale / "report.html"
+    def report(self, scale: str, some: Sequence[str] = ()) -> Path:
+        """Return the report page about all studies, or about some, by their names."""
+        return self.results / scale / f"{'-'.join(['report', *some])}.html"
 
     def stamp(self, dataset: str) -> Path:
         """Return the file that says that a data set is at hand."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +14,31 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
+from PIL import Image
 
 from resnet_limits.analysis import finished_runs, read_table
 from resnet_limits.archive import completeness, read_manifest
-from resnet_limits.claims import NOT_TESTED, VERDICTS, Verdict, holm, read_verdicts
+from resnet_limits.claims import (
+    INCONCLUSIVE,
+    NOT_REPRODUCED,
+    NOT_TESTED,
+    REPRODUCED,
+    Verdict,
+    describe_bound,
+    holm,
+    read_reference,
+    read_verdicts,
+)
 from resnet_limits.errors import UserError
 from resnet_limits.files import write_atomic, write_table
 from resnet_limits.layout import RECORDED, Layout
 from resnet_limits.provenance import git_commit
 from resnet_limits.runs import Run
-from resnet_limits.spec import Study, load_study
+from resnet_limits.spec import Study, load_study, some_studies, study_names
 from resnet_limits.stats import CONFIDENCE
+from resnet_limits.study_files import PROTOCOLS, Claim
+from resnet_limits.wording import method, outcome, quantity, typeset
 
 CLAIM_COLUMNS = (
     "study", "id", "kind", "verdict", "holm", "protocol", "exact", "estimate", "low", "high", "n",
@@ -31,13 +47,30 @@ CLAIM_COLUMNS = (
 )  # fmt: skip
 
 
+SIGNS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "~", NOT_TESTED: "–"}
+
+
 def write_report(studies: Sequence[str], scale: str, layout: Layout) -> None:
-    """Write ``claims.csv`` and the self-contained page ``report.html`` of a scale."""
+    """Write ``claims.csv`` and the self-contained page ``report.html`` of a scale.
+
+    If the studies are not all there are, the names of both files say which ones they are about.
+    """
+    some = some_studies(studies)
     sections = [_section(load_study(name), scale, layout) for name in studies]
-    write_table(layout.all_claims(scale), claims_table(sections))
-    page = layout.report(scale)
-    write_atomic(page, render(sections, scale))
+    write_table(layout.all_claims(scale, some), claims_table(sections))
+    page = layout.report(scale, some)
+    left_out = [load_study(name).title for name in study_names() if some and name not in some]
+    write_atomic(page, render(sections, scale, left_out))
     print(page)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure inside the page: its data as a URI, and its size in CSS pixels."""
+
+    data: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +80,7 @@ class Section:
     Attributes
     ----------
     study, claims, figures, tables
-        The study, its verdicts, its figures as base64 PNG, and the tables that it shows.
+        The study, its verdicts, its figures, and the tables that it shows.
     runs
         A row for each run.
     origins
@@ -56,10 +89,63 @@ class Section:
 
     study: Study
     claims: list[Verdict]
-    figures: dict[str, str]
+    figures: dict[str, Picture]
     tables: dict[str, pd.DataFrame]
     runs: list[dict[str, Any]]
     origins: list[str]
+
+    def verdicts(self, kind: str) -> list[Verdict]:
+        """Return the verdicts on claims, or on checks."""
+        return [verdict for verdict in self.claims if verdict.kind == kind]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim with its verdict in words, and the verdict after Holm's correction."""
+
+    study: Study
+    claim: Claim
+    verdict: Verdict
+    holm: str
+
+    @property
+    def anchor(self) -> str:
+        """The claim's permanent address within the page."""
+        return f"{self.study.name}.{self.claim.id}"
+
+    @property
+    def quantity(self) -> str:
+        """What the estimate is."""
+        return quantity(self.claim, self._words)
+
+    @property
+    def method(self) -> str:
+        """How the claim is tested."""
+        return method(self.claim, self._words)
+
+    @property
+    def bound(self) -> str:
+        """Where the estimate must lie."""
+        return describe_bound(self.claim.bound)
+
+    @property
+    def paper(self) -> str:
+        """The paper's own number, or that of the authors' published runs."""
+        runs = read_reference(self.claim, self.study.folder)
+        if runs is None:
+            return self.claim.paper
+        return f"{runs.mean:.3g} ± {runs.sd:.2g}, mean and sd of the authors' {runs.n} runs"
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What a note may mention: columns and values, in words, and claims, as links."""
+        link = Markup('<a href="#{0}.{1}">{1}</a>')
+        claims = {claim.id: link.format(self.study.name, claim.id) for claim in self.study.claims}
+        return {**self._words, **claims}
+
+    @property
+    def _words(self) -> dict[str, str]:
+        return self.study.tables[self.claim.table].words
 
 
 def claims_table(sections: Sequence[Section]) -> pd.DataFrame:
@@ -101,25 +187,57 @@ def multiplicity(claims: Sequence[Verdict]) -> dict[str, Any]:
     }
 
 
-def render(sections: Sequence[Section], scale: str) -> str:
-    """Return the page's HTML."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["number"] = _number
-    environment.filters["slug"] = lambda verdict: verdict.replace(" ", "-")
-    template = resources.files("resnet_limits").joinpath("report.html.j2").read_text("utf-8")
+def render(sections: Sequence[Section], scale: str, left_out: Sequence[str] = ()) -> str:
+    """Return the page's HTML.
+
+    Parameters
+    ----------
+    sections
+        The studies, in the order of the page.
+    scale
+        Their scale.
+    left_out
+        Titles of studies that the page is not about.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "slug": _slug, "typeset": typeset}
+    script = _part("js")
     claims = [claim for section in sections for claim in section.claims]
-    counts = {
-        kind: Counter(claim.verdict for claim in claims if claim.kind == kind)
-        for kind in ("claim", "check")
-    }
-    return environment.from_string(template).render(
+    return environment.from_string(_part("html.j2")).render(
         sections=sections,
         scale=scale,
+        left_out=left_out,
         commit=git_commit(),
-        verdicts=VERDICTS,
-        counts=counts,
+        signs=SIGNS,
+        protocols=PROTOCOLS,
+        verdicts={kind: [v for v in claims if v.kind == kind] for kind in ("claim", "check")},
+        counted=lambda found: Counter(verdict.verdict for verdict in found),
+        outcome=outcome,
+        rows=_rows(sections),
         multiplicity=multiplicity(claims),
+        style=Markup(_part("css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _rows(sections: Sequence[Section]) -> dict[str, list[Row]]:
+    """Return the rows of the table of claims by study."""
+    corrected = iter(holm([verdict for section in sections for verdict in section.claims]))
+    rows: dict[str, list[Row]] = {}
+    for section in sections:
+        claims = {claim.id: claim for claim in section.study.claims}
+        rows[section.study.name] = [
+            Row(section.study, claims[verdict.id], verdict, next(corrected))
+            for verdict in section.claims
+        ]
+    return rows
+
+
+def _part(suffix: str) -> str:
+    return resources.files("resnet_limits").joinpath(f"report.{suffix}").read_text("utf-8")
 
 
 def _section(study: Study, scale: str, layout: Layout) -> Section:
@@ -127,8 +245,8 @@ def _section(study: Study, scale: str, layout: Layout) -> Section:
     sources = {name: study.sources(name) for name in study.experiments}
     return Section(
         study=study,
-        claims=read_verdicts(study.name, scale, layout),
-        figures={name: _image(layout.figure(scale, study.name, name)) for name in study.figures},
+        claims=_present_verdicts(study, scale, layout),
+        figures={name: picture(layout.figure(scale, study.name, name)) for name in study.figures},
         tables={
             name: with_intervals(read_table(study.name, name, scale, layout))
             for name, table in study.tables.items()
@@ -137,6 +255,15 @@ def _section(study: Study, scale: str, layout: Layout) -> Section:
         runs=[_run_row(run, sources[name]) for name in runs for run in runs[name]],
         origins=_origins(study, scale, layout, {name: len(found) for name, found in runs.items()}),
     )
+
+
+def _present_verdicts(study: Study, scale: str, layout: Layout) -> list[Verdict]:
+    """Read the verdicts; refuse those on other claims than claims.yaml has now."""
+    verdicts = read_verdicts(study.name, scale, layout)
+    if [verdict.id for verdict in verdicts] != [claim.id for claim in study.claims]:
+        path = layout.claims(scale, study.name)
+        raise UserError(f"{path}: its claims are not those of claims.yaml; run Snakemake.")
+    return verdicts
 
 
 def _origins(study: Study, scale: str, layout: Layout, counts: dict[str, int]) -> list[str]:
@@ -156,11 +283,24 @@ def _origins(study: Study, scale: str, layout: Layout, counts: dict[str, int]) -
     return sentences
 
 
-def _image(path: Path) -> str:
+def picture(path: Path) -> Picture:
+    """Return a figure for the page, in 256 colours: a third of the bytes, and it looks the same.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it is no picture.
+    """
     try:
-        return base64.b64encode(path.read_bytes()).decode()
+        image = Image.open(path).convert("RGB")
     except OSError:
         raise UserError(f"{path}: no such figure; run Snakemake to draw it.") from None
+    palette = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    file = io.BytesIO()
+    palette.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    # Figures have twice as many pixels as they need, for sharp print and screens.
+    return Picture(f"data:image/png;base64,{data}", image.width // 2, image.height // 2)
 
 
 def _run_row(run: Run, sources: str) -> dict[str, Any]:
@@ -186,8 +326,12 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _number(value: float | None) -> Markup:
+    return Markup() if value is None else typeset(f"{value:.3g}")
+
+
+def _slug(text: str) -> str:
+    return text.replace(" ", "-")
 
 
 def with_intervals(table: pd.DataFrame) -> pd.DataFrame:

@@ -40,14 +40,27 @@ STUDIES = PACKAGE / "studies"
 MEGABYTE = 10**6
 
 
-def report_sources() -> str:
-    """Return the digest of what writes the report page."""
-    return analysis_digest(PACKAGE / "report.py", [PACKAGE / "report.html.j2"])
+def report_sources(studies: Sequence[str]) -> str:
+    """Return the digest of what a report says besides tables, figures and verdicts.
+
+    That is whatever writes the page, texts of study.yaml, and the sources of training, since the
+    page says which runs they have changed since.
+    """
+    parts = [PACKAGE / f"report.{suffix}" for suffix in ("html.j2", "css", "js")]
+    page = analysis_digest(PACKAGE / "report.py", parts)
+    found = [load_study(name) for name in studies]
+    texts = [study.document.model_dump(mode="json") for study in found]
+    return digest([page, texts, [s.sources(name) for s in found for name in s.experiments]])
 
 
 def study_names() -> list[str]:
     """Return the names of all studies, that is, of all folders with a study.yaml."""
     return sorted(path.parent.name for path in STUDIES.glob("*/study.yaml"))
+
+
+def some_studies(names: Sequence[str]) -> list[str]:
+    """Return what tells results of some studies from those of all: their names, or nothing."""
+    return [] if set(names) == set(study_names()) else sorted(set(names))
 
 
 @cache
@@ -339,6 +352,8 @@ class Study:
             self.find("plots", name)
             for table_name in figure.tables:
                 require_known(table_name, self.tables, f"{self.file}: figures.{name}:")
+        headline = f"{self.file}: headline_figure:"
+        require_known(self.document.headline_figure, self.figures, headline)
         for scale in self.document.scales:
             for name, overrides in self._overrides(scale).items():
                 where = f"{self.file}: scales.{scale}"

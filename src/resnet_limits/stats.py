@@ -547,7 +547,7 @@ def equivalence(
     least, largest = ours.min(), ours.max()
     inside = reference.least <= least and largest <= reference.largest
     note = (
-        f"our runs, {least:.4g} to {largest:.4g}, are {'' if inside else 'not all '}within theirs, "
+        f"Our runs, {least:.4g} to {largest:.4g}, are {'' if inside else 'not all '}within theirs, "
         f"{reference.least:.4g} to {reference.largest:.4g} (n = {reference.n})"
     )
     return Estimate(float(found), float(low), float(high), ours.size, note=note)
@@ -609,7 +609,7 @@ def proportion(
     note = ""
     if by is not None:
         counts = rows.dropna(subset=[holds]).groupby(by)[holds].agg(["sum", "count"])
-        note = f"by {by}: " + ", ".join(
+        note = f"By {by}: " + ", ".join(
             f"{group}: {int(row['sum'])}/{row['count']}" for group, row in counts.iterrows()
         )
     return Estimate(float(shares.mean()), float(low), float(high), shares.size, note=note)

@@ -101,6 +101,9 @@ class TableSpec(Model):
     experiments: list[str] = Field(min_length=1, description="whose records the table reads")
     caption: Text
     shown: bool = Field(False, description="whether the report page shows the table itself")
+    words: dict[str, Text] = Field(
+        {}, description="what names of columns and values mean, with the unit, for readers"
+    )
 
 
 class FigureSpec(Model):
@@ -116,6 +119,10 @@ class StudyFile(Model):
 
     title: Text
     paper: Paper
+    story: Text = Field(
+        description="what the paper claims and what we run, in three sentences and without results"
+    )
+    headline_figure: str = Field(description="the figure that the report page opens with")
     experiments: dict[Name, Protocol] = Field(min_length=1)
     deviations: list[str] = Field([], description="where we depart from the paper, and why")
     scales: dict[Literal["smoke", "quick", "laptop"], dict[str, str | dict[str, Any]]] = Field(

@@ -14,7 +14,7 @@ try:
     from resnet_limits.errors import UserError, require_known
     from resnet_limits.layout import RECORDED, Layout, RunKey
     from resnet_limits.settings import build, to_json
-    from resnet_limits.spec import load_study, report_sources, study_names
+    from resnet_limits.spec import load_study, report_sources, some_studies, study_names
     from resnet_limits.study_files import SCALES, Configuration
 except ImportError as error:
     sys.exit(f"Error: {error}: install the project first: pip install -e .")
@@ -82,6 +82,8 @@ for folder in ("results", "figures"):
 
 SCALE = CONFIGURATION.scale
 STUDIES = CONFIGURATION.studies
+# In names of files about several studies: which ones, if not all.
+SOME = some_studies(STUDIES)
 
 # The command belongs to the Python that runs Snakemake, even if its environment is not activated.
 shell.prefix(f'export PATH="$PATH:{Path(sys.executable).parent}"; ')
@@ -203,9 +205,7 @@ def sources_of_claims(wildcards):
 
 @for_users
 def sources_of_report(_):
-    """Sources of training too: the page says which runs they have changed since."""
-    studies = [load_study(name) for name in STUDIES]
-    return report_sources(), [s.sources(name) for s in studies for name in s.experiments]
+    return report_sources(STUDIES)
 
 
 @for_users
