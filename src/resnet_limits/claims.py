@@ -142,12 +142,12 @@ def judge(
     )
     if table.empty:
         return replace(untested, why=f"nothing that it needs was run at scale {scale}")
-    _check_columns(claim, table)
     rows = select(table, claim.select, claim.id)
     if rows.empty and "diverged" in table and table["diverged"].all():
         return replace(untested, verdict=INCONCLUSIVE, why="every run diverged")
     if rows.empty:
         return replace(untested, why=_nothing_selected(claim, table, scale))
+    _check_columns(claim, rows)
     datasets = sorted(rows["dataset"].unique())
     untested = replace(
         untested, data=f"{', '.join(datasets)}; scale {scale}", protocol=_protocol(rows)
@@ -322,12 +322,12 @@ def select(table: pd.DataFrame, wanted: Mapping[str, Any], claim: str) -> pd.Dat
     return table
 
 
-def _check_columns(claim: Claim, table: pd.DataFrame) -> None:
-    """Refuse a claim that names a column which its table lacks, tested at this scale or not."""
+def _check_columns(claim: Claim, rows: pd.DataFrame) -> None:
+    """Refuse a claim that names a column which its rows lack, whether they can decide it or not."""
     for key, columns in claim.columns.items():
         for column in columns:
             where = f"claims.yaml: {claim.id}.{key}: table {claim.table}: column"
-            require_known(column, table.columns, where)
+            require_known(column, rows.columns, where)
 
 
 def _nothing_selected(claim: Claim, table: pd.DataFrame, scale: str) -> str:
