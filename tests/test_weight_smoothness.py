@@ -347,7 +347,23 @@ def test_slopes_leave_small_depths_out():
     runs = {"large_depth": [PlantedRun(settings, metrics=rows)], "paper_scaling": []}
     found = tables.slopes(runs)
     assert found["slope"].tolist() == pytest.approx([-1] * 8)
-    assert found["doubling"].tolist() == pytest.approx([1] * 8)
+    assert found["doubling"].tolist() == pytest.approx([0.5] * 8)
+
+
+def test_the_slowest_of_weights_is_one_of_both_weights_and_norms():
+    depths = [16, 32, 64]
+    rows = pd.DataFrame({"depth": depths, "step": 20, "loss": 1.0, "states": [4.0, 2.0, 1.0]})
+    for name in ("V_l2", "V_sup", "W_l2"):
+        rows[name] = [4.0, 2.0, 1.0]
+    rows["W_sup"] = [4.0, 3.0, 1.0]
+    settings = {"scaling": "code", "seed": 0, "limit_depth": 1024, "learning_rate": 0.1}
+    found = tables.slopes(
+        {"large_depth": [PlantedRun(settings, metrics=rows)], "paper_scaling": []}
+    )
+    slowest = found[found["slowest"]].set_index("measure")
+    assert sorted(slowest.index) == ["states", "sup"]
+    assert slowest.loc["sup", "weight"] == "W"
+    assert slowest["doubling"].to_dict() == {"sup": 0.75, "states": 0.5}
 
 
 def test_settings_that_do_not_fit_are_refused():
