@@ -161,6 +161,13 @@ def interval(value: float, low: float, high: float, digits: int = 2) -> str:
     return f"{text} [{low:.{digits}f}, {high:.{digits}f}]" if known else text
 
 
+def span(values: Iterable[float], digits: int = 2) -> str:
+    """Return ``-1.00 to -0.98``, from the least to the largest; one number where they are alike."""
+    found = list(values)
+    ends = list(dict.fromkeys(f"{end:.{digits}f}" for end in (min(found), max(found))))
+    return " to ".join(ends)
+
+
 def side(low: float, high: float, bound: float, below: str, above: str, neither: str) -> str:
     """Return the words for an interval that is below a bound, above it, or neither."""
     return below if high < bound else above if low > bound else neither
@@ -273,8 +280,10 @@ def label_guide(ax: Axes, text: str, point: tuple[float, float]) -> None:
 
 
 def plain_numbers(ax: Axes) -> None:
-    """Write 0.1 for 10^-1 on a log axis; where there are few decades, also at 2 and 5."""
+    """Write 0.1 for 10^-1 on a log axis of at most five decades; of less than two, also at 2, 5."""
     low, high = ax.get_ylim()
+    if high > 1e5 * low:
+        return
     ax.yaxis.set_major_formatter("{x:g}")
     if high < 100 * low:
         ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
