@@ -361,6 +361,51 @@ def means(rows: pd.DataFrame, by: str | list[str], value: str) -> pd.DataFrame:
     return table.assign(low=table["mean"] - half, high=table["mean"] + half)
 
 
+def share_means(
+    rows: pd.DataFrame,
+    by: str | list[str],
+    value: str,
+    whole: float = 1.0,
+    trials: str | None = None,
+) -> pd.DataFrame:
+    """Return what `means` does of shares, with intervals that stay between 0 and ``whole``.
+
+    They are Wilson's, for the number of trials whose binomial spread is that of the observations:
+    the mean's standard error times Student's quantile is that of a binomial share times the normal
+    quantile. At the mean of 1/2 this is the interval of `means`, but for terms of higher order.
+
+    Parameters
+    ----------
+    rows, by, value
+        As for `means`.
+    whole
+        What a share of 1 is in the unit of ``value``, 100 for percentages.
+    trials
+        A column with the trials of each observation, of which there cannot be more in all. Without
+        it, observations that are all equal have no interval.
+    """
+    from scipy import stats as scipy_stats
+    from statsmodels.stats.proportion import proportion_confint
+
+    table = means(rows, by, value)
+    groups, share = rows.groupby(by, sort=False), (table["mean"] / whole).to_numpy()
+    error = (
+        (table["high"] - table["mean"]).to_numpy()
+        / whole
+        / scipy_stats.norm.ppf((1 + CONFIDENCE) / 2)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effective = share * (1 - share) / error**2
+    if trials is not None:
+        most = groups[trials].sum().to_numpy()
+        effective = np.where(error == 0, most, np.minimum(effective, most))
+    effective = np.where(np.isfinite(effective), effective, np.nan)
+    low, high = proportion_confint(
+        share * effective, effective, alpha=1 - CONFIDENCE, method="wilson"
+    )
+    return table.assign(low=low * whole, high=high * whole)
+
+
 def student(values: np.ndarray, confidence: float = CONFIDENCE) -> Ends:
     """Return the mean of ``values`` (..., n) with Student's interval."""
     from scipy import stats as scipy_stats

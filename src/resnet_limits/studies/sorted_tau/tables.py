@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_limits.runs import Run, Runs, collect
-from resnet_limits.stats import CONFIDENCE, means
+from resnet_limits.stats import CONFIDENCE, means, share_means
 
 METHODS = ("vanilla", "steps", "sorted_tau")
 PAIRED = ("vanilla", "sorted_tau")
@@ -95,8 +95,11 @@ def _measured(ours: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
     schedule = settings["schedule"]
     milestones, factor = schedule.get("milestones", []), schedule.get("factor", 1)
     row["schedule"] = _schedule(settings["epochs"], milestones, round(1 / factor))
-    for column in (*PAIRED, "difference"):
-        line = means(ours.assign(all=0), "all", column).iloc[0]
+    whole = ours.assign(all=0)
+    lines = {method: share_means(whole, "all", method, whole=100) for method in PAIRED}
+    lines["difference"] = means(whole, "all", "difference")
+    for column, found in lines.items():
+        line = found.iloc[0]
         row |= {column: line["mean"], f"{column}_low": line["low"], f"{column}_high": line["high"]}
     return row
 

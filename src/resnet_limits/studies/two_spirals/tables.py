@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,8 @@ from resnet_limits.stats import (
     estimate_columns,
     line_columns,
     means,
+    paired_difference,
+    share_means,
 )
 
 PAPER_SEEDS = 3  # Section C.6
@@ -52,12 +55,9 @@ def errors(runs: Runs) -> pd.DataFrame:
     Also ``scaled_mean``, ``scaled_low`` and ``scaled_high``, times the root of the size.
     """
     groups = _seed_groups(final(runs)).items()
+    by = ["variant", "n_train", "dataset"]
     table = pd.concat(
-        [
-            means(rows, ["variant", "n_train", "dataset"], "test_error").assign(seeds=label)
-            for label, rows in groups
-        ],
-        ignore_index=True,
+        [_error_means(rows, by).assign(seeds=label) for label, rows in groups], ignore_index=True
     )
     for name in ("mean", "low", "high"):
         table[f"scaled_{name}"] = table[name] * table["n_train"] ** 0.5
@@ -116,7 +116,7 @@ def noise(runs: Runs) -> pd.DataFrame:
 def noise_errors(runs: Runs) -> pd.DataFrame:
     """Mean test error with its interval by noise and size."""
     table = noise(runs)
-    return table if table.empty else means(table, ["noise", "n_train", "dataset"], "test_error")
+    return table if table.empty else _error_means(table, ["noise", "n_train", "dataset"])
 
 
 def noise_rates(runs: Runs) -> pd.DataFrame:
@@ -171,12 +171,34 @@ def gram(runs: Runs) -> pd.DataFrame:
 
 def depths(runs: Runs) -> pd.DataFrame:
     """Test error at the last step by depth and seed."""
-    return last_rows(collect(runs["depth"], ["depth"]), ["depth", "n_train", "seed"])
+    return last_rows(collect(runs["depth"], ["depth", "n_test"]), ["depth", "n_train", "seed"])
 
 
 def depth_errors(runs: Runs) -> pd.DataFrame:
     """Mean test error with its interval by depth."""
-    return means(depths(runs), ["depth", "n_train", "dataset"], "test_error")
+    return _error_means(depths(runs), ["depth", "n_train", "dataset"])
+
+
+def depth_differences(runs: Runs) -> pd.DataFrame:
+    """Test error minus that at the smallest depth, in standard deviations of the latter's seeds."""
+    table = depths(runs)
+    if table.empty:
+        return table
+    least, *deeper = sorted(table["depth"].unique())
+    rows = [
+        {"depth": depth, "least": least, **_in_deviations(table, depth, least), **marks(table)}
+        for depth in deeper
+    ]
+    return pd.DataFrame(rows, columns=["depth", "least", "mean", "low", "high", "n", *MARKS])
+
+
+def _in_deviations(table: pd.DataFrame, depth: int, least: int) -> dict[str, float]:
+    with suppress(TooFewError):
+        found = paired_difference(
+            table, "test_error", "depth", depth, least, ["seed"], in_standard_deviations=True
+        )
+        return {"mean": found.value, "low": found.low, "high": found.high, "n": found.n}
+    return {}
 
 
 def boundary(runs: Runs) -> pd.DataFrame:
@@ -201,6 +223,10 @@ def last_rows(table: pd.DataFrame, member: list[str]) -> pd.DataFrame:
 def marks(rows: pd.DataFrame) -> dict[str, Any]:
     """Return what a row made of others takes over: data set and protocol."""
     return {name: rows[name].iloc[0] for name in MARKS if name in rows}
+
+
+def _error_means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    return share_means(rows, by, "test_error", trials="n_test")
 
 
 def _count_wrong(table: pd.DataFrame) -> pd.DataFrame:

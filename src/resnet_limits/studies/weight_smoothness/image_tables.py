@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_limits.runs import Runs, collect
-from resnet_limits.stats import line_columns, means
+from resnet_limits.stats import line_columns, means, share_means
 from resnet_limits.studies.weight_smoothness.tables import LINE, labels
 
 # Above this von Neumann ratio weights are not called smooth: more than so much of their variance
@@ -86,8 +86,8 @@ def extremes(runs: Runs) -> pd.DataFrame:
 def table1(runs: Runs) -> pd.DataFrame:
     """Means over seeds of what `cells` has, one row per activation and initialization.
 
-    A mean ``x`` has its interval in ``x_low`` and ``x_high``; those of accuracies are taken on the
-    arcsine scale and do not leave 0 to 100 %. ``smooth_share`` is the share of seeds whose weights
+    A mean ``x`` has its interval in ``x_low`` and ``x_high``; those of accuracies do not leave 0 to
+    100 %. ``smooth_share`` is the share of seeds whose weights
     are smooth, ``smooth`` whether the mean ratio is below ``threshold``. The paper's accuracies
     are not legible in our copy; their column is empty.
     """
@@ -99,8 +99,9 @@ def table1(runs: Runs) -> pd.DataFrame:
         **{name: (name, "first") for name in labels(table)},
     )
     for value in (*ACCURACIES, *AVERAGED):
-        average = percentage_means if value in ACCURACIES else means
-        columns = average(table, CELL, value).set_index(CELL)[["mean", "low", "high"]]
+        is_share = value in ACCURACIES
+        found = share_means(table, CELL, value, 100) if is_share else means(table, CELL, value)
+        columns = found.set_index(CELL)[["mean", "low", "high"]]
         result[[value, f"{value}_low", f"{value}_high"]] = columns
     result = result.reset_index()
     result["threshold"] = SMOOTH_BELOW
@@ -108,17 +109,6 @@ def table1(runs: Runs) -> pd.DataFrame:
     result["paper_smooth"] = [PAPER_SMOOTH.get(cell) for cell in _cells_of(result)]
     result["paper_test_accuracy"] = np.nan
     return result
-
-
-def percentage_means(rows: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
-    """Return what `means` does of a percentage, with intervals that do not leave 0 to 100.
-
-    Student's interval is that of arcsin(sqrt(share)), whose variance does not depend on the share.
-    """
-    angle = np.arcsin(np.sqrt(rows[value] / 100))
-    angles = means(rows.assign(**{value: angle}), by, value)
-    ends = {end: 100 * np.sin(angles[end].clip(0, np.pi / 2)) ** 2 for end in ("low", "high")}
-    return means(rows, by, value).assign(**ends)
 
 
 def successive(runs: Runs) -> pd.DataFrame:

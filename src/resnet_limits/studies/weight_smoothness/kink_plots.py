@@ -19,12 +19,23 @@ FILLS: dict[str, dict[str, Any]] = {"relu": {}, "gelu": {"markerfacecolor": "whi
 
 def relu_counterexample(tables: Tables) -> Figure:
     """Draw gaps after training over depth, and over time at the largest depth."""
-    gaps = tables["gaps"]
-    figure, (over_depth, over_time) = style.panels(2, width=9.8, height=3.6)
-    _gaps_over_depth(over_depth, gaps.query("last"), tables["gap_slopes"])
+    gaps, slopes = tables["gaps"], tables["gap_slopes"]
+    figure, (over_depth, over_time) = style.panels(2, height=3.4)
+    last = gaps.query("last")
+    _gaps_over_depth(over_depth, last, slopes)
     _gaps_over_time(over_time, gaps.query("deepest and step > 0"))
-    handles, labels = over_depth.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=7, loc="outside right center")
+    style.legend_below(figure, [over_depth], columns=3)
+    words = [
+        f"{style.span(slopes.loc[slopes['activation'] == activation, 'slope'])} with {name}"
+        for activation, name in ACTIVATIONS.items()
+    ]
+    number = len(last[["activation", "target"]].drop_duplicates())
+    style.say(
+        figure,
+        f"Over depth, the gap of trained neighbours has slopes {', '.join(words)}.",
+        f"{style.count(number, 'chain')} of width one at each depth, one sample, without "
+        "randomness; slopes from the depths of the theorems on (L at least 16).",
+    )
     return figure
 
 
@@ -45,7 +56,7 @@ def _gaps_over_depth(ax: Axes, rows: pd.DataFrame, slopes: pd.DataFrame) -> None
         ax.plot(curve["depth"], curve["limit_gap"], **style.GUIDE, label=labels[1])
     depths = np.array(sorted(rows["depth"].unique()))
     start = style.GUIDE | {"linestyle": style.DASHES[2]}
-    ax.plot(depths, 2 / depths, **start, label="2/L, gap at the start")
+    ax.plot(depths, 2 / depths, **start, label="$2/L$, gap at the start")
     depth_axis(ax, depths)
     ax.set_ylabel(r"$\max_k\ |w_{k+1}-w_k|$ after training")
 

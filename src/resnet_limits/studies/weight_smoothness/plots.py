@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -23,99 +22,180 @@ RELU, GELU = "relu", "gelu"
 
 def lipschitz(tables: Tables) -> Figure:
     """Draw the paper's Figure 1 left: largest distance of neighbours over L; and over T."""
-    figure, axes = style.panels(3, width=11.0, height=3.9)
+    figure, axes = style.panels(3, height=3.4)
     for ax, weight in zip(axes, WEIGHTS, strict=False):
         points, fits = (_of(tables[name], weight, "largest") for name in MEANS)
         _over_depth(ax, points, fits)
         ax.set_ylabel(rf"$\max_{{k,\,t\leq T}}\ \|{weight}_{{k+1}}-{weight}_k\|_F$")
-    _growth(axes[2], tables["extrapolated"].query("scaling == 'code'"))
-    _time_legend(figure, axes, "iteration $T$")
+    growth = rows_of(tables["extrapolated"], scaling="code")
+    _growth(axes[2], growth)
+    style.legend_below(figure, axes[:2], title="iteration $T$", columns=10)
+    slopes = [f"{style.span(_of(tables['slope_means'], weight, 'largest')['mean'])} ({weight})"
+              for weight in WEIGHTS]  # fmt: skip
+    style.say(
+        figure,
+        f"Over depth, neighbours' largest distance has slopes {', '.join(slopes)}. "
+        f"{_against_exponential(growth)}",
+        _sample(tables, "right, at the largest depth"),
+    )
     return figure
+
+
+def _against_exponential(growth: pd.DataFrame) -> str:
+    """Say how far the constants stay below what the form of Eq. 7 extrapolates."""
+    if growth.empty:
+        return ""
+    last = growth[growth["step"] == growth["step"].max()].set_index(["weight", "kind"])["mean"]
+    parts = [
+        f"{last[weight, 'measured'] / last[weight, 'exponential']:.1g} ({weight})"
+        for weight in WEIGHTS
+    ]
+    return f"At the end it is {', '.join(parts)} of what Eq. 7's exponential extrapolates."
+
+
+def _sample(tables: Tables, more: str = "") -> str:
+    points = tables["distance_means"]
+    numbers = rows_of(points, scaling="code")["n"] if len(points) else []
+    words = f"; {more}" if more else ""
+    return (
+        f"{style.of_runs(numbers)}: {style.averages(numbers)}; lines, fits over the filled "
+        f"points{words}."
+    )
 
 
 def depth_limit(tables: Tables) -> Figure:
     """Draw the paper's Figure 1 right: distance to the limit over L, in two norms."""
-    figure = plt.figure(figsize=(9.0, 7.0))
-    axes = list(figure.subplots(2, 2, sharex=True).flat)
     labels = {
         "l2": r"$\|{0}^L(\cdot,t)-{0}(\cdot,t)\|_{{L^2}}$",
         "sup": r"$\sup_s\ \|{0}^L(s,t)-{0}(s,t)\|_F$",
     }
+    figure, axes = style.grid(2, 2, sharex=True)
     pairs = [(weight, measure) for weight in WEIGHTS for measure in labels]
-    for ax, (weight, measure) in zip(axes, pairs, strict=True):
+    found = {}
+    for ax, (weight, measure) in zip(axes.flat, pairs, strict=True):
         points, fits = (_of(tables[name], weight, measure) for name in MEANS)
         _over_depth(ax, points, fits)
         ax.set_ylabel(labels[measure].format(weight))
-    _time_legend(figure, axes, "iteration $t$")
+        found[weight, measure] = fits
+    for ax in axes[0]:
+        ax.set_xlabel("")
+    style.legend_below(figure, axes.flat, title="iteration $t$", columns=10)
+    ranges = {
+        measure: style.span(pd.concat([found[weight, measure] for weight in WEIGHTS])["mean"])
+        for measure in labels
+    }
+    style.say(
+        figure,
+        f"Weights approach their limit with slopes {ranges['l2']} over depth in L2, and "
+        f"{ranges['sup']} in the sup norm.",
+        _sample(tables),
+    )
     return figure
 
 
 def state_limit(tables: Tables) -> Figure:
     """Draw distances of hidden states and outputs to the limit's, and to the ODE's solution."""
-    figure, axes = style.panels(3, width=11.0, height=3.9)
+    figure, axes = style.panels(3, height=3.4)
     labels = {
-        "states": r"$\sup_{s,i}\ \|h^L_{sL}(x_i)-H(s,x_i)\|$",
-        "output": r"$\sup_i\ \|F^L(x_i)-F(x_i)\|$",
-        "ode": r"$\sup_i\ \|F^L(x_i)-F(x_i)\|$, the limit's weights",
+        "states": (r"$\sup_{s,i}\ \|h^L_{sL}(x_i)-H(s,x_i)\|$", "states"),
+        "output": (r"$\sup_i\ \|F^L(x_i)-F(x_i)\|$", "outputs"),
+        "ode": (r"$\sup_i\ \|F^L(x_i)-F(x_i)\|$", "outputs with the limit's weights"),
     }
-    for ax, (measure, label) in zip(axes, labels.items(), strict=True):
-        points, fits = (_of(tables[name], "h", measure) for name in MEANS)
-        _over_depth(ax, points, fits)
+    words = []
+    for ax, (measure, (label, name)) in zip(axes, labels.items(), strict=True):
+        points, fits = (_of(tables[table], "h", measure) for table in MEANS)
+        _over_depth(ax, points, fits, f"{name}\n")
         ax.set_ylabel(label)
-    _time_legend(figure, axes, "iteration $t$")
+        words.append(f"{name} {style.span(fits['mean'])}")
+    style.legend_below(figure, axes, title="iteration $t$", columns=10)
+    style.say(figure, f"Slopes over depth of distances to the limit: {', '.join(words)}.",
+              _sample(tables))  # fmt: skip
     return figure
 
 
 def softplus(tables: Tables) -> Figure:
     """Draw where smoothness breaks between smooth activations and ReLU."""
-    figure, (chains, kink, onset) = style.panels(3, width=11.0, height=3.7)
-    _softplus_chains(chains, rows_of(tables["softplus_distances"], weight="W"), tables)
-    _softplus_kink(kink, tables["softplus_gaps"])
-    _softplus_onset(onset, tables["softplus_onset"])
+    figure, axes = style.panels(3, height=3.5)
+    chains, onset = rows_of(tables["softplus_distances"], weight="W"), tables["softplus_onset"]
+    slopes = rows_of(tables["softplus_slopes"], weight="W")
+    _softplus_chains(axes[0], chains, slopes)
+    _softplus_kink(axes[1], tables["softplus_gaps"])
+    _softplus_onset(axes[2], onset)
+    numbers = [chains["seed"].nunique()] if len(chains) else []
+    style.say(
+        figure,
+        f"{_dense_slopes(slopes)}{_onset_in_words(onset)}",
+        f"Left, regression with dense chains, {style.of_runs(numbers)} (thin) and their means; "
+        "middle and right, 1 chain of width one each, without randomness.",
+    )
     return figure
 
 
+def _dense_slopes(slopes: pd.DataFrame) -> str:
+    if slopes.empty:
+        return ""
+    average = slopes.groupby(["beta", "activation"])["slope"].mean()
+    ends = average.iloc[[0, -1]]
+    parts = [f"{slope:.2f} with {activation_name(name)}" for (_, name), slope in ends.items()]
+    return f"Over depth, distances of trained neighbours have the slope {', '.join(parts)}. "
+
+
+def _onset_in_words(onset: pd.DataFrame) -> str:
+    known = onset.dropna(subset="beta") if len(onset) else onset
+    if known.empty:
+        return ""
+    row = known.iloc[0]
+    return (
+        "The β at which the gap across the kink is half of ReLU's has the slope "
+        f"{row['slope']:.2f} over depth, β / log β {row['corrected_slope']:.2f}."
+    )
+
+
 @style.panel
-def _softplus_chains(ax: Axes, rows: pd.DataFrame, tables: Tables) -> None:
-    slopes = tables["softplus_slopes"].query("weight == 'W'").groupby("activation")["slope"].mean()
+def _softplus_chains(ax: Axes, rows: pd.DataFrame, slopes: pd.DataFrame) -> None:
+    mean = slopes.groupby("activation")["slope"].mean()
     for activation, look in style.looks(list(rows["activation"].unique())).items():
         curve = rows[rows["activation"] == activation]
-        label = f"{activation_name(activation)}: slope {slopes[activation]:.2f}"
-        bars = style.interval_bars(curve)
-        ax.errorbar(curve["depth"], curve["mean"], yerr=bars, **look, capsize=1.5, label=label)
+        style.runs(ax, curve, "depth", "distance", "seed", look["color"])
+        label = f"{activation_name(activation)}: {mean[activation]:.2f}"
+        ax.plot(curve.groupby("depth")["distance"].mean(), **look, label=label)
     depth_axis(ax, rows["depth"].unique())
+    style.plain_numbers(ax)
     ax.set_ylabel(r"$\max_k\ \|W_{k+1}-W_k\|_F$ after training")
-    ax.legend(fontsize=7)
+    style.legend_above(ax, "activation: slope")
 
 
 @style.panel
 def _softplus_kink(ax: Axes, rows: pd.DataFrame) -> None:
     finite = rows[np.isfinite(rows["beta"])]
-    for depth, look in style.looks(sorted(finite["depth"].unique())).items():
+    for depth, look in style.shades(finite["depth"].unique()).items():
         curve = finite[finite["depth"] == depth].sort_values("beta")
         ax.plot(curve["beta_over_depth"], curve["relative"], **look, label=f"$L={depth}$")
     ax.axhline(1, **style.GUIDE)
     style.label_guide(ax, "ReLU", (finite["beta_over_depth"].min(), 1))
-    ax.set(xscale="log", xlabel=r"$\beta/L$", ylabel="gap of neighbours over ReLU's")
-    ax.legend(fontsize=7)
+    ax.axhline(0.5, color="0.7", linewidth=0.8)
+    ax.set(xscale="log", xlabel=r"$\beta/L$", ylabel="gap of neighbours over ReLU's", ylim=(0, 1.1))
+    style.legend_above(ax, ncols=2)
 
 
 @style.panel
 def _softplus_onset(ax: Axes, rows: pd.DataFrame) -> None:
     known = rows.dropna(subset="beta")
     names = {
-        "beta": rf"$\beta$: slope {rows['slope'].iloc[0]:.2f}",
-        "corrected": rf"$\beta/\log\beta$: slope {rows['corrected_slope'].iloc[0]:.2f}",
+        "beta": rf"$\beta$: {rows['slope'].iloc[0]:.2f}",
+        "corrected": rf"$\beta/\log\beta$: {rows['corrected_slope'].iloc[0]:.2f}",
     }
-    for column, look in style.looks(list(names)).items():
+    for column, look in style.looks(list(names), skip=4).items():
         label, depth = names[column], known["depth"].to_numpy(dtype=float)
         ax.plot(depth, known[column], **look | {"linestyle": "none"}, label=label)
         if len(known):
-            ax.plot(depth, known[column].iloc[0] * depth / depth[0], **style.GUIDE)
+            guide = known[column].iloc[0] * depth / depth[0]
+            named = "in proportion to $L$" if column == "corrected" else None
+            ax.plot(depth, guide, **style.GUIDE, label=named)
     depth_axis(ax, rows["depth"].unique())
-    ax.set_ylabel(r"at half of ReLU's gap (lines: in proportion to $L$)")
+    ax.set_ylabel("value at half of ReLU's gap")
     style.plain_numbers(ax)
-    ax.legend(fontsize=7)
+    style.legend_above(ax, "at half of ReLU's gap: slope")
 
 
 def rows_of(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
@@ -133,58 +213,22 @@ def activation_name(activation: str) -> str:
 
 
 @style.panel
-def _over_depth(ax: Axes, points: pd.DataFrame, fits: pd.DataFrame) -> None:
+def _over_depth(ax: Axes, points: pd.DataFrame, fits: pd.DataFrame, what: str = "") -> None:
     """Draw a measure over depth for every time, means with intervals and fitted lines."""
     by_step = fits.set_index("step")
-    for step, look in _time_looks(points["step"].unique()).items():
+    for step, look in style.ordered(points["step"].unique()).items():
+        look = look | {"linestyle": "none", "markersize": 3.5, "linewidth": 0.8}
         rows = points[points["step"] == step]
         for fitted, face in ((True, look["color"]), (False, "white")):
             some = rows[rows["fitted"] == fitted]
-            ax.errorbar(
-                some["depth"],
-                some["mean"],
-                yerr=style.interval_bars(some),
-                **look | {"linestyle": "none"},
-                markerfacecolor=face,
-                capsize=1.5,
-                label=f"{step}" if fitted else None,
-            )
+            label = f"{step}" if fitted else None
+            style.points(ax, some["depth"], some, look, markerfacecolor=face, label=label)
         fit, depth = by_step.loc[step], rows[rows["fitted"]]["depth"]
         line = np.exp(fit["intercept"]) * depth ** fit["mean"]
         ax.plot(depth, line, color=look["color"], linewidth=0.8)
-    slopes = fits["mean"].agg(["min", "max"])
-    ax.set_title(f"slopes {slopes['min']:.2f} to {slopes['max']:.2f}", fontsize=8)
+    ax.set_title(f"{what}slopes {style.span(fits['mean'])}")
     depth_axis(ax, points["depth"].unique())
     _guide(ax, points)
-
-
-def _time_looks(steps: Iterable[int]) -> dict[float, dict[str, Any]]:
-    looks = zip(style.ordered(steps).items(), _cycled(style.MARKERS), strict=False)
-    return {
-        step: {"color": color, "marker": marker, "markersize": 3.5, "linewidth": 0.8}
-        for (step, color), marker in looks
-    }
-
-
-def _time_legend(figure: Figure, axes: Iterable[Axes], title: str) -> None:
-    """List the times once, above the panels."""
-    for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        times = [
-            (handle, label)
-            for handle, label in zip(handles, labels, strict=True)
-            if label.isdigit()
-        ]
-        if times:
-            figure.legend(
-                *zip(*times, strict=True),
-                title=title,
-                loc="outside upper center",
-                ncol=len(times),
-                fontsize=7,
-                title_fontsize=7,
-            )
-            return
 
 
 def _guide(ax: Axes, points: pd.DataFrame) -> None:
@@ -194,14 +238,8 @@ def _guide(ax: Axes, points: pd.DataFrame) -> None:
     line = 2.5 * top["mean"].iloc[0] * depth[0] / depth
     ax.plot(depth, line, **style.GUIDE)
     middle = len(depth) // 2
-    ax.annotate(
-        "1/L",
-        (depth[middle], line[middle]),
-        xytext=(4, 3),
-        textcoords="offset points",
-        fontsize=7,
-        color="0.2",
-    )
+    place: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points"}
+    ax.annotate("$1/L$", (depth[middle], line[middle]), color="0.2", **place)
 
 
 @style.panel
@@ -210,43 +248,34 @@ def _growth(ax: Axes, rows: pd.DataFrame) -> None:
         look = WEIGHT_LOOKS[weight]
         measured = rows.query("weight == @weight and kind == 'measured'")
         guess = rows.query("weight == @weight and kind == 'exponential'")
-        ax.errorbar(
-            measured["step"],
-            measured["mean"],
-            yerr=style.interval_bars(measured),
-            **look | {"linestyle": "-"},
-            capsize=2,
-            label=f"${weight}$, measured",
-        )
+        solid = look | {"linestyle": "-"}
+        style.points(ax, measured["step"], measured, solid, label=f"${weight}$, measured")
         ax.plot(
             guess["step"],
             guess["mean"],
             color=look["color"],
+            marker=look["marker"],
+            markerfacecolor="white",
             linewidth=1.0,
             linestyle=style.DASHES[2],
             label=rf"${weight}$, $\beta T e^{{\alpha T}}$",
         )
-    depth = rows["depth"].iloc[0]
     ax.set(
         xscale="log",
         yscale="log",
         xlabel="iteration $T$",
         ylabel=r"$L\ \max_{k,\,t\leq T}$ of the distance of neighbours",
-        title=f"$L = {depth}$",
+        title=f"$L = {rows['depth'].iloc[0]}$",
     )
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.legend(fontsize=6.5, loc="upper left")
+    ax.legend(loc="upper left")
 
 
 def _of(table: pd.DataFrame, weight: str, measure: str) -> pd.DataFrame:
     rows = rows_of(table, scaling="code", weight=weight, measure=measure)
     return rows[rows["mean"] != 0]
-
-
-def _cycled(values: Sequence[Any]) -> list[Any]:
-    return [*values] * 4
 
 
 def depth_axis(ax: Axes, depths: Iterable[int]) -> None:

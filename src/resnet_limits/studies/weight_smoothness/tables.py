@@ -200,16 +200,13 @@ def softplus_slopes(runs: Runs) -> pd.DataFrame:
 
 
 def softplus_distances(runs: Runs) -> pd.DataFrame:
-    """Distances of neighbours at the end, by activation, weight and depth, means over seeds."""
+    """Distances of neighbours at the end, by activation, weight, depth and seed."""
     wide = collect(runs["softplus"], ["activation", "seed"])
     table = wide[wide["step"] == wide["step"].max()]
     columns = {f"{weight}_present": weight for weight in WEIGHTS}
-    by = ["activation", "depth", *labels(table), "weight"]
-    long = table.rename(columns=columns).melt(
-        [*by[:-1], "seed"], list(WEIGHTS), "weight", "distance"
-    )
-    found = means(long, by, "distance")
-    return found.assign(beta=found["activation"].map(beta_of))
+    by = ["activation", "depth", "seed", *labels(table)]
+    long = table.rename(columns=columns).melt(by, list(WEIGHTS), "weight", "distance")
+    return long.assign(beta=long["activation"].map(beta_of))
 
 
 def beta_of(activation: str) -> float:
