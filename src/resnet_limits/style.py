@@ -164,6 +164,8 @@ def interval(value: float, low: float, high: float, digits: int = 2) -> str:
 def span(values: Iterable[float], digits: int = 2) -> str:
     """Return ``-1.00 to -0.98``, from the least to the largest; one number where they are alike."""
     found = list(values)
+    if not found:
+        return "unknown"
     ends = list(dict.fromkeys(f"{end:.{digits}f}" for end in (min(found), max(found))))
     return " to ".join(ends)
 
@@ -379,7 +381,7 @@ def save(
     """
     names = [table["dataset"].dropna() for table in tables.values() if len(table)]
     datasets = ", ".join(map(dataset, sorted(set().union(*names))))
-    _frame(figure, f"data: {datasets}   scale: {scale}")
+    frame(figure, f"data: {datasets}   scale: {scale}")
     content = hashlib.sha256("".join(map(hash_file, paths)).encode()).hexdigest()
     subject = f"scale {scale}; tables {content}"
     # No dates and no program versions: the same tables give the same bytes.
@@ -389,11 +391,11 @@ def save(
     _write(figure, stem.with_suffix(".pdf"), {"Subject": subject, **undated})
 
 
-def _frame(figure: Figure, origin: str) -> None:
+def frame(figure: Figure, origin: str) -> None:
     """Put words above, and legend and origin below the panels, which keep their size."""
     texts = {text.get_gid(): text for text in figure.texts if text.get_gid()}
     heights = {gid: _height(text.get_text().count("\n") + 1) for gid, text in texts.items()}
-    legends = [_height(_rows(legend)) for legend in figure.legends]
+    legends = [_height(1.2 * _rows(legend)) for legend in figure.legends]
     above, below = sum(heights.values()), sum(legends) + _height(1)
     height = figure.get_figheight() + above + below
     figure.set_figheight(height)
@@ -411,7 +413,7 @@ def _frame(figure: Figure, origin: str) -> None:
     engine.set(rect=(0, below / height, 1, 1 - (above + below) / height))
 
 
-def _height(lines: int) -> float:
+def _height(lines: float) -> float:
     """Return the height of lines of words, in inches."""
     return lines * LINE + MARGIN
 

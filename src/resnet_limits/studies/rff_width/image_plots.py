@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from resnet_limits import style
@@ -19,6 +16,13 @@ from resnet_limits.style import Tables
 LABELS = {"rkhs": "RKHS", "shl": "SHL"}
 ROWS = {"train_loss": "training loss", "test_error": "test error in %"}
 MARKERS_SHOWN = 8  # on a curve
+OURS: dict[str, Any] = {"linestyle": "-", "linewidth": 1.2, "markersize": 3.5}
+THEIRS: dict[str, Any] = {
+    "linestyle": style.DASHES[2],
+    "linewidth": 1.1,
+    "markersize": 3.5,
+    "markerfacecolor": "white",
+}
 
 
 def mnist_layers(tables: Tables) -> Figure:
@@ -46,7 +50,7 @@ def _grid(
     theirs = _same_networks(theirs, table)
     groups: Any = table.groupby(["pretraining", "model"])
     figure, axes = _axes([pretraining for (pretraining, _), _ in groups])
-    looks = style.looks(sorted(table[by].unique()))
+    looks = style.ordered(table[by].unique())
     for column, ((pretraining, model), rows) in zip(axes.T, groups, strict=True):
         same = theirs[(theirs["pretraining"] == pretraining) & (theirs["model"] == model)]
         for ax, measure in zip(column, ROWS, strict=True):
@@ -55,12 +59,14 @@ def _grid(
                 _ours(ax, rows[rows[by] == value], measure, look)
             ax.set_yscale("log")
             style.plain_numbers(ax)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             ax.set_xlabel("epoch" if ax.get_subplotspec().is_last_row() else "")
         column[0].set_title(_title(table, model, pretraining))
     for ax, label in zip(axes[:, 0], ROWS.values(), strict=True):
         ax.set_ylabel(label)
-    _legend(figure, table, theirs, looks, lines or by)
+    _name_lines(axes[0, 0], looks, lines or by, len(theirs) > 0)
+    style.legend_below(figure, axes[0, :1], columns=len(looks) + 2)
+    style.say(figure, _against_theirs(table), _sample(table, theirs))
     return figure
 
 
@@ -70,10 +76,9 @@ def _axes(columns: list[int]) -> tuple[Figure, np.ndarray]:
     The panels of a single column stand side by side.
     """
     if len(columns) == 1:
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), squeeze=False)
+        figure, axes = style.grid(1, 2)
         return figure, axes.T
-    count = len(columns)
-    figure, axes = plt.subplots(2, count, figsize=(2.0 + 2.1 * count, 4.6), sharex="col")
+    figure, axes = style.grid(2, len(columns), 2.4, sharex="col")
     for row in axes:
         for index, column in enumerate(columns):
             first = columns.index(column)
@@ -90,7 +95,7 @@ def _same_networks(theirs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """
     if theirs.empty or "channels" not in theirs:
         return pd.DataFrame(columns=["model", "layers", "channels", "pretraining", "epoch"])
-    theirs = theirs[theirs["dataset"] == ("mnist" if "channels" in table else "cifar10")]
+    theirs = theirs[theirs["authors_dataset"] == ("mnist" if "channels" in table else "cifar10")]
     theirs = theirs.fillna({"pretraining": 0})
     point = [name for name in ("model", "layers", "channels", "pretraining") if name in table]
     reached = table.groupby(point)["epoch"].max().rename("reached").reset_index()
@@ -105,17 +110,14 @@ def _title(table: pd.DataFrame, model: str, pretraining: int) -> str:
 
 
 def _ours(ax: Axes, rows: pd.DataFrame, measure: str, look: dict[str, Any]) -> None:
-    """Draw the mean over seeds with bars from the least to the largest."""
-    spread = rows.groupby("epoch")[measure].agg(["mean", "min", "max"]).dropna()
-    if spread.empty:
+    """Draw every seed, and the mean."""
+    rows = rows.dropna(subset=measure)
+    if rows.empty:
         return
-    every = max(1, len(spread) // MARKERS_SHOWN)
-    bars = [spread["mean"] - spread["min"], spread["max"] - spread["mean"]]
-    ax.errorbar(
-        spread.index, spread["mean"], yerr=bars, errorevery=every, markevery=every,
-        markersize=3.5, linewidth=1.2, capsize=1.5, elinewidth=0.8,
-        color=look["color"], marker=look["marker"],
-    )  # fmt: skip
+    style.runs(ax, rows, "epoch", measure, "seed", look["color"])
+    mean = rows.groupby("epoch")[measure].mean()
+    every = max(1, len(mean) // MARKERS_SHOWN)
+    ax.plot(mean, markevery=every, **look | OURS)
 
 
 def _theirs(ax: Axes, rows: pd.DataFrame, measure: str, look: dict[str, Any]) -> None:
@@ -124,33 +126,47 @@ def _theirs(ax: Axes, rows: pd.DataFrame, measure: str, look: dict[str, Any]) ->
     if rows.empty:
         return
     middle, spread = rows[f"{measure}_mean"], rows[f"{measure}_sd"].fillna(0)
-    color = look["color"]
     low = (middle - spread).clip(lower=middle / 10)
-    ax.fill_between(rows["epoch"], low, middle + spread, color=color, alpha=0.2, lw=0)
-    ax.plot(rows["epoch"], middle, color=color, linestyle=style.DASHES[2], linewidth=1.1)
+    ax.fill_between(rows["epoch"], low, middle + spread, color=look["color"], alpha=0.2, lw=0)
+    every = max(1, len(rows) // MARKERS_SHOWN)
+    ax.plot(rows["epoch"], middle, markevery=(every // 2, every), **look | THEIRS)
 
 
-def _legend(
-    figure: Figure,
-    table: pd.DataFrame,
-    theirs: pd.DataFrame,
-    looks: dict[Any, dict[str, Any]],
-    lines: str,
+def _name_lines(
+    ax: Axes, looks: dict[float, dict[str, Any]], lines: str, with_theirs: bool
 ) -> None:
-    unit = lines.removesuffix("s")
-    handles: list[Any] = [
-        Line2D([], [], color=look["color"], marker=look["marker"], markersize=3.5,
-               label=f"{value} {unit if value == 1 else lines}")
-        for value, look in looks.items()
-    ]  # fmt: skip
-    seeds = table["seed"].nunique()
-    bars = ", least to largest" if seeds > 1 else ""
-    ours = f"ours, n = {seeds}{bars}"
-    handles.append(Line2D([], [], color="0.3", marker="|", label=ours))
-    if len(theirs):
-        few, most = int(theirs["runs"].min()), int(theirs["runs"].max())
-        count = f"{most}" if few == most else f"{few} to {most}"
-        handles.append(Line2D([], [], color="0.3", linestyle=style.DASHES[2],
-                              label=f"authors', n = {count}"))  # fmt: skip
-        handles.append(Patch(color="0.3", alpha=0.2, lw=0, label="and one standard deviation"))
-    figure.legend(handles=handles, loc="outside right center", fontsize=7)
+    """Label lines by their value and by whose they are, without drawing anything."""
+    for value, look in looks.items():
+        ax.plot([], [], **look | OURS, label=style.count(value, lines.removesuffix("s")))
+    grey = {"color": "0.3"}
+    ax.plot([], [], **grey | OURS, label="ours")
+    if with_theirs:
+        ax.plot([], [], **grey | THEIRS, label="authors'")
+
+
+def _against_theirs(table: pd.DataFrame) -> str:
+    """Say how far test errors at the end are from the authors', where they have any."""
+    network = [name for name in ("model", "layers", "channels", "pretraining") if name in table]
+    last = table[table["epoch"] == table.groupby(network)["epoch"].transform("max")]
+    averages = last.groupby(network)[["test_error", "error_difference"]].mean()
+    difference = averages["error_difference"].dropna()
+    data = ", ".join(map(style.dataset, table["dataset"].unique()))
+    ends = (
+        f"{data}, epoch {last['epoch'].max()}: test errors are {_percent(averages['test_error'])}"
+    )
+    if difference.empty:
+        return f"{ends}; the authors have no such runs."
+    points = style.span(difference)
+    return f"{ends}, the authors' differ by {points} points (ours minus theirs)."
+
+
+def _percent(values: pd.Series) -> str:
+    return f"{style.span(values, 1)} %"
+
+
+def _sample(table: pd.DataFrame, theirs: pd.DataFrame) -> str:
+    ours = f"Ours: {style.of_runs([table['seed'].nunique()])} (thin) and their means."
+    if theirs.empty:
+        return ours
+    runs = style.of_runs(theirs["runs"].agg(["min", "max"]), "run")
+    return f"{ours} Authors': means of {runs} with one standard deviation (bands)."

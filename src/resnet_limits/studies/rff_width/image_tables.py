@@ -43,11 +43,12 @@ def cifar_curves(runs: Runs) -> pd.DataFrame:
 def authors_curves(runs: Runs) -> pd.DataFrame:
     """Means and standard deviations of the authors' runs, for the data sets that were run.
 
-    ``runs`` is what is left of their runs: those whose output was not finite ended.
+    ``runs`` is what is left of their runs: those whose output was not finite ended. Their data set
+    is ``authors_dataset``; ``dataset`` is empty, since no run of ours made these numbers.
     """
-    table = read_authors()
+    table = read_authors().rename(columns={"dataset": "authors_dataset"})
     trained = {run.settings["dataset"] for found in runs.values() for run in found}
-    return table[table["dataset"].isin(trained)].reset_index(drop=True)
+    return table[table["authors_dataset"].isin(trained)].reset_index(drop=True).assign(dataset=None)
 
 
 def agreement(runs: Runs) -> pd.DataFrame:

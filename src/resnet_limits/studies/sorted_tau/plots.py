@@ -272,6 +272,8 @@ def steps(tables: Tables) -> Figure:
 
 def _order(rows: pd.DataFrame) -> str:
     """Say how often the order of blocks changed."""
+    if rows.empty:
+        return "Sorted tau was not run."
     ends = rows.groupby(["network", "seed"])[["changes", "step"]].max()
     changed, updates = ends["changes"].sum(), ends["step"].sum()
     runs = f"{(ends['changes'] > 0).sum()} of {style.count(len(ends), 'run')}"
@@ -331,14 +333,13 @@ def steps_or_sorting(tables: Tables) -> Figure:
     for ax, (name, chosen) in zip(axes[1][:2], panels.items(), strict=True):
         _learnt(ax, chosen, LABELS[name])
     _changes_of(axes[1][2], panels["sorted_tau"])
-    if len(differences):
-        seeds = differences["seed"].nunique()
-        style.say(
-            figure,
-            f"{_compared(differences)} {_order(panels['sorted_tau'])}",
-            f"{style.of_runs([seeds])} (ticks, thin lines, dots) and their means; of differences, "
-            f"{style.averages([seeds])}; {_networks(table)}.",
-        )
+    seeds = table["seed"].nunique()
+    style.say(
+        figure,
+        f"{_compared(differences)} {_order(panels['sorted_tau'])}",
+        f"{style.of_runs([seeds])} (ticks, thin lines, dots) and their means; of differences, "
+        f"{style.averages([seeds])}; {_networks(table)}.",
+    )
     return figure
 
 
@@ -351,6 +352,8 @@ def _changes_of(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _compared(table: pd.DataFrame) -> str:
+    if table.empty:
+        return "No seed has all three methods."
     summary = means(table, "comparison", "difference").set_index("comparison")
     found = {
         name: style.interval(*summary.loc[name, ["mean", "low", "high"]]) for name in COMPARISONS

@@ -49,7 +49,11 @@ def rate(tables: Tables) -> Figure:
 
 
 def _say_rate(figure: Figure, errors: pd.DataFrame, rates: pd.DataFrame) -> None:
-    row = rates.query("variant == 'constant' and seeds == 'paper'").iloc[0]
+    found = rates.query("variant == 'constant' and seeds == 'paper'")
+    if found.empty:
+        style.say(figure, "Test error without the constant field.", style.of_runs(errors["n"]))
+        return
+    row = found.iloc[0]
     how = style.side(
         row["low"], row["high"], BOUND, "faster than", "more slowly than",
         "at a rate that is not told apart from",
@@ -117,10 +121,11 @@ def transition(tables: Tables) -> Figure:
     _scaled_errors(axes[1], _of(errors, COMPARED))
     _errors_by_noise(axes[2], tables["noise_errors"], tables["noise_rates"])
     style.legend_below(figure, axes[:2], columns=4)
+    numbers = (errors if len(errors) else tables["noise_errors"])["n"]
     style.say(
         figure,
         _in_words(_of(slopes, COMPARED[:1]), tables["noise_rates"]),
-        f"{style.of_runs(errors['n'])}; {style.averages(errors['n'])}, those that leave a panel go "
+        f"{style.of_runs(numbers)}; {style.averages(numbers)}, those that leave a panel go "
         "on; fields and output layers with as many trained weights.",
     )
     return figure
@@ -330,19 +335,26 @@ def depth(tables: Tables) -> Figure:
     figure, axes = style.panels(2)
     _error_over_depth(axes[0], table, tables["depth_errors"])
     _changes_over_depth(axes[1], differences.dropna(subset="mean"))
-    if len(differences):
-        last = differences.iloc[-1]
-        change = style.interval(last["mean"], last["low"], last["high"])
-        inside = last["low"] > -1 and last["high"] < 1
-        style.say(
-            figure,
-            f"From {last['least']:.0f} to {last['depth']:.0f} Euler steps the test error changes "
-            f"by {change} standard deviations of seeds, {'within' if inside else 'not within'} "
-            "one.",
-            f"{style.of_runs([table['seed'].nunique()])} (thin); "
-            f"{style.averages(differences['n'])}; n = {table['n_train'].iloc[0]} training points.",
-        )
+    seeds = table["seed"].nunique()
+    style.say(
+        figure,
+        _changes_in_words(differences.dropna(subset="mean")),
+        f"{style.of_runs([seeds])} (thin); {style.averages([seeds])}; "
+        f"n = {table['n_train'].iloc[0]} training points.",
+    )
     return figure
+
+
+def _changes_in_words(differences: pd.DataFrame) -> str:
+    if differences.empty:
+        return "Test error by the number of Euler steps."
+    last = differences.iloc[-1]
+    change = style.interval(last["mean"], last["low"], last["high"])
+    inside = last["low"] > -1 and last["high"] < 1
+    return (
+        f"From {last['least']:.0f} to {last['depth']:.0f} Euler steps the test error changes by "
+        f"{change} standard deviations of seeds, {'within' if inside else 'not within'} one."
+    )
 
 
 @style.panel

@@ -222,12 +222,13 @@ def smoothness_over_depth(tables: Tables) -> Figure:
     if len(points):
         ratio.set_ylabel("von Neumann ratio of the trained weights")
         change.set_ylabel("relative change of the outputs at depth $2L$")
-        seeds = points.groupby([*CELL, "depth"])["seed"].nunique()
-        style.say(
-            figure,
-            f"Over depth, the von Neumann ratio has slopes {_slopes_in_words(slopes, 'ratio')}.",
-            f"{style.of_runs(seeds)} (thin) and their geometric means.",
-        )
+    seeds = points.groupby([*CELL, "depth"])["seed"].nunique() if len(points) else []
+    message = f"the von Neumann ratio has slopes {_slopes_in_words(slopes, 'ratio')}."
+    style.say(
+        figure,
+        f"Over depth, {message}" if len(slopes) else "No network was trained at three depths.",
+        f"{style.of_runs(seeds)} (thin) and their geometric means.",
+    )
     return figure
 
 

@@ -77,7 +77,7 @@ def uniform_in_depth(tables: Tables) -> Figure:
     others = over_width.groupby("width")["seed"].nunique() if len(over_width) else []
     style.say(
         figure,
-        f"{_over_depth_in_words(tables['depth_constants'])}{_over_width_in_words(over_width)}",
+        f"{_over_depth_in_words(tables['depth_constants'])} {_over_width_in_words(over_width)}",
         f"Left and middle, {style.of_runs(seeds)}, right {style.of_runs(others)} (thin lines, "
         "dots), and their medians.",
     )
@@ -88,13 +88,15 @@ def _over_depth_in_words(slopes: pd.DataFrame) -> str:
     names = {"V_constant": "V", "W_constant": "W", "plateau": "rate"}
     found = slopes.groupby("constant")["slope"].mean() if len(slopes) else {}
     parts = [f"{found[key]:.2f} ({name})" for key, name in names.items() if key in found]
-    return f"After long training, slopes over depth are {', '.join(parts)}. " if parts else ""
+    if not parts:
+        return "Too few depths for slopes over depth."
+    return f"After long training, slopes over depth are {', '.join(parts)}."
 
 
 def _over_width_in_words(table: pd.DataFrame) -> str:
     """Say at which widths the quotient stays above half of the start's."""
     if table.empty:
-        return ""
+        return "The width was not varied."
     kept = table.groupby("width_over_samples")["kept"].min() > 0.5
     widths = [f"{ratio:g}" for ratio in kept.index[kept]]
     where = f"at m/n = {', '.join(widths)}" if widths else "at no width"

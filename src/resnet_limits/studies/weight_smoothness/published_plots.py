@@ -53,7 +53,7 @@ def _say(figure: Figure, networks: pd.DataFrame) -> None:
     agree = (smooth == networks["paper_smooth"].astype(bool)).sum()
     style.say(
         figure,
-        f"Weights of {agree} of {style.count(len(networks), 'network')} of the authors' are smooth, "
+        f"{agree} of {style.count(len(networks), 'network')} of the authors' have smooth weights, "
         "or not, as in Table 1.",
         "1 network of each kind, one random entry of each convolution.",
     )
