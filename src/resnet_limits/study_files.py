@@ -243,10 +243,10 @@ class Claim(Model):
     @property
     def columns(self) -> dict[str, list[str]]:
         """The columns that the test reads, by the key that names them."""
-        named = {f"arguments.{key}": self.arguments.get(key) for key in COLUMN_ARGUMENTS}
-        named["replicate"] = self.replicates
-        lists = {key: value if isinstance(value, list) else [value] for key, value in named.items()}
-        return {key: value for key, value in lists.items() if value != [None]}
+        told = {key: self.arguments[key] for key in COLUMN_ARGUMENTS if key in self.arguments}
+        named = {f"arguments.{key}": value for key, value in told.items()}
+        named |= {"replicate": self.replicates} if self.replicates else {}
+        return {key: value if isinstance(value, list) else [value] for key, value in named.items()}
 
     @model_validator(mode="after")
     def _is_exact_or_replicated(self) -> Claim:
