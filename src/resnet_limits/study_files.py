@@ -231,7 +231,9 @@ class Claim(Model):
     @property
     def columns(self) -> dict[str, list[str]]:
         """The columns that the test reads, by the key that names them."""
-        named = {f"arguments.{key}": self.arguments.get(key) for key in COLUMN_ARGUMENTS}
+        named: dict[str, Any] = {
+            f"arguments.{key}": self.arguments.get(key) for key in COLUMN_ARGUMENTS
+        }
         named["replicate"] = self.replicates
         lists = {key: value if isinstance(value, list) else [value] for key, value in named.items()}
         return {key: value for key, value in lists.items() if value != [None]}
