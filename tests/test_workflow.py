@@ -126,7 +126,8 @@ def test_snakemakes_own_report_has_captions(smoke):
     assert result.returncode == 0, result.stderr
     page = (smoke / "report.html").read_text()
     assert "Test 0-1 error over the number of training points" in page
-    assert load_study("two_spirals").figures["rate"].paper in page
+    paper = load_study("two_spirals").figures["rate"].paper
+    assert f'"in the paper": "{paper}"' in page
 
 
 @pytest.fixture
