@@ -25,7 +25,8 @@ def losses(tables: style.Tables) -> Figure:
     style.legend_below(figure, [ax])
     style.say(
         figure,
-        f"Losses fall at {style.span(rates['ratio'])} of the rate that the smallest curvature predicts.",
+        f"Losses fall at {style.span(rates['ratio'])} of the rate that the smallest curvature "
+        "predicts.",
         f"{style.of_runs([curves['seed'].nunique()])} (thin) and their means; dashed, predicted.",
     )
     return figure
