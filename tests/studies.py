@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import torch
+from matplotlib.text import Text
 
 from resnet_limits import style
 from resnet_limits.layout import Layout
@@ -113,7 +116,10 @@ def make_tables(study, runs):
 
 
 def draw_figures(study, tables):
-    """Draw all figures, by name, of which some table is there, as `analysis.draw_figure` does."""
+    """Draw all figures, by name, of which some table is there, as `drawing.draw_figure` does.
+
+    Each is checked for what holds of every figure.
+    """
     spec, drawn = load_study(study), {}
     with style.applied():
         for name, figure in spec.figures.items():
@@ -121,4 +127,42 @@ def draw_figures(study, tables):
             if not all(table.empty for table in given.values()):
                 drawn[name] = spec.load("plots", name)(given)
                 drawn[name].draw_without_rendering()
+                check_figure(drawn[name])
     return drawn
+
+
+RUNS = re.compile(r"\d+ (seed|network|process|pair|draw|data set|chain|run)")
+
+
+def check_figure(figure):
+    """Check width, letters and words of a figure, and that no axis of errors goes below 0."""
+    assert figure.get_figwidth() == style.WIDTH
+    assert {text.get_fontsize() for text in figure.findobj(Text) if text.get_text()} == {style.FONT}
+    for ax in figure.axes:
+        for label, limits in ((ax.get_xlabel(), ax.get_xlim()), (ax.get_ylabel(), ax.get_ylim())):
+            if re.fullmatch(r"(training |test )?(0-1 )?error( in %)?", label):
+                assert limits[0] >= 0, label
+    if len(figure.axes) == 1 and not figure.axes[0].axison:
+        return  # a notice
+    check_words(style.words(figure))
+    check_layout(figure)
+
+
+def check_words(words):
+    """Check that a figure says in words what it shows, and of how many runs."""
+    assert words["message"].endswith("."), words
+    assert not re.search(r"\b(nan|inf|None)\b", words["message"] + words["sample"]), words
+    assert RUNS.search(words["sample"]), words
+
+
+def check_layout(figure):
+    """Check that words, panels and legends lie in the figure, and none on another."""
+    style.frame(figure, "data: some")
+    figure.draw_without_rendering()
+    whole, parts = figure.bbox.padded(2), [*figure.texts, *figure.axes, *figure.legends]
+    boxes = [part.get_tightbbox().padded(-1) for part in parts if part.get_visible()]
+    for box in boxes:
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1, (whole, box)
+        assert whole.y0 <= box.y0 and box.y1 <= whole.y1, (whole, box)
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other), (one, other)

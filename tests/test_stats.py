@@ -140,6 +140,41 @@ def test_means_are_students():
     assert (mean.low, mean.high) == pytest.approx(tuple(table.loc["a", ["low", "high"]]))
 
 
+def test_intervals_of_shares_stay_within_0_and_1_and_hold_the_mean():
+    rows = pd.DataFrame(
+        {"g": np.repeat([0, 1, 2], 3), "share": [98.0, 100, 100, 0, 0, 3, 49, 50, 51]}
+    )
+    student = stats.means(rows, "g", "share")
+    assert student["high"][0] > 100 and student["low"][1] < 0
+    found = stats.share_means(rows, "g", "share", whole=100)
+    assert (found["low"] > 0).all() and (found["high"] < 100).all()
+    assert (found["low"] < found["mean"]).all() and (found["mean"] < found["high"]).all()
+    pd.testing.assert_series_equal(found.loc[2], student.loc[2], rtol=2e-3)
+
+
+def test_shares_that_do_not_vary_have_the_interval_of_their_trials():
+    rows = pd.DataFrame({"g": 0, "share": [0.0, 0.0], "trials": 50})
+    found = stats.share_means(rows, "g", "share", trials="trials").loc[0]
+    # Wilson's upper end for 0 of n is z^2 / (n + z^2).
+    assert found["low"] == pytest.approx(0, abs=1e-12)
+    assert found["high"] == pytest.approx(1.96**2 / (100 + 1.96**2), rel=1e-4)
+    assert stats.share_means(rows, "g", "share")[["low", "high"]].isna().all(axis=None)
+    alone = stats.share_means(rows[:1], "g", "share", trials="trials")
+    assert alone[["low", "high"]].isna().all(axis=None)  # one run says nothing of the spread
+
+
+def test_intervals_of_shares_cover_also_where_seeds_differ():
+    random = np.random.default_rng(0)
+    chance = random.beta(2, 38, size=(400, 10))  # a mean of 0.05, and seeds that differ
+    share = random.binomial(200, chance) / 200
+    rows = pd.DataFrame(
+        {"sample": np.repeat(np.arange(400), 10), "share": share.ravel(), "trials": 200}
+    )
+    found = stats.share_means(rows, "sample", "share", trials="trials")
+    hits = ((found["low"] < 0.05) & (found["high"] > 0.05)).sum()
+    assert 360 <= hits <= 396  # 95 % of 400, a little less or more for so small a share
+
+
 # Averages
 
 

@@ -10,7 +10,7 @@ from resnet_limits.claims import VERDICTS, judge
 from resnet_limits.models.deep_convolution import DeepConvolution
 from resnet_limits.models.smoothness import interpolate, without
 from resnet_limits.spec import load_study
-from resnet_limits.stats import log_line, means
+from resnet_limits.stats import log_line
 from resnet_limits.studies.weight_smoothness import image_tables
 from resnet_limits.testing import assert_run_resumes
 from tests.studies import PlantedRun, configuration, draw_figures, make_tables, smoke_runs
@@ -96,16 +96,6 @@ def test_scaling_compares_only_networks_that_were_trained_alike():
     assert slopes["depths"].tolist() == [3, 3]
     assert slopes.loc["ratio", "slope"] == pytest.approx(-2)
     assert slopes.loc["change", "slope"] == pytest.approx(-1)
-
-
-def test_intervals_of_accuracies_stay_between_0_and_100():
-    rows = pd.DataFrame({"cell": [0, 0, 0, 1, 1, 1], "accuracy": [98.0, 100, 100, 49, 50, 51]})
-    found = image_tables.percentage_means(rows, ["cell"], "accuracy")
-    assert (found["low"] > 0).all() and (found["high"] <= 100).all()
-    assert (found["low"] < found["mean"]).all() and (found["mean"] <= found["high"]).all()
-    student = means(rows, ["cell"], "accuracy")
-    assert student["high"][0] > 100
-    np.testing.assert_allclose(found.loc[1], student.loc[1], rtol=1e-3)
 
 
 def test_interpolated_weights_are_a_line_s_own():

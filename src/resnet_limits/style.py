@@ -347,11 +347,9 @@ def runs(
 def ordered(values: Iterable[float], palette: str = "viridis_r") -> dict[float, dict[str, Any]]:
     """Give ordered values, such as sizes, colours of falling lightness, markers and dashes."""
     unique = sorted(set(values))
-    colors = sns.color_palette(palette, len(unique) + 2)[2:]  # the lightest would hardly show
-    return {
-        value: look | {"color": color}
-        for (value, look), color in zip(looks(unique).items(), colors, strict=True)
-    }
+    shares = np.linspace(1, 0.25, max(2, len(unique)))  # the lightest quarter would hardly show
+    colors = dict(zip(reversed(unique), mpl.colormaps[palette](shares)[:, :3], strict=False))
+    return {value: look | {"color": tuple(colors[value])} for value, look in looks(unique).items()}
 
 
 def shades(values: Iterable[float]) -> dict[float, dict[str, Any]]:

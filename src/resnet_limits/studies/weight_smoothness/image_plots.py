@@ -92,12 +92,13 @@ def _points(
 
 def _verdicts(ax: Axes, y: np.ndarray, columns: dict[str, pd.Series]) -> None:
     """Write columns of verdicts to the right of a panel."""
-    look: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "ha": "center"}
-    ax.text(1.11, len(y) + 0.05, "smooth?", **look)
+    above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    ax.annotate("smooth?", (1.11, 1), xytext=(0, 14), ha="center", **above)
     for at, (name, verdicts) in zip((1.05, 1.18), columns.items(), strict=True):
-        ax.text(at, len(y) - 0.42, name, **look)
+        ax.annotate(name, (at, 1), xytext=(0, 2), ha="center", **above)
         for height, verdict in zip(y, verdicts, strict=True):
-            ax.text(at, height, _verdict(verdict), va="center", **look)
+            place = ax.get_yaxis_transform()
+            ax.text(at, height, _verdict(verdict), ha="center", va="center", transform=place)
 
 
 def _verdict(smooth: Any) -> str:
