@@ -379,7 +379,7 @@ def save(
     """
     names = [table["dataset"].dropna() for table in tables.values() if len(table)]
     datasets = ", ".join(map(dataset, sorted(set().union(*names))))
-    frame(figure, f"data: {datasets}   scale: {scale}")
+    frame(figure, f"data: {datasets}   scale: {scale}" if datasets else f"scale: {scale}")
     content = hashlib.sha256("".join(map(hash_file, paths)).encode()).hexdigest()
     subject = f"scale {scale}; tables {content}"
     # No dates and no program versions: the same tables give the same bytes.
