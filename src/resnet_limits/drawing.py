@@ -34,4 +34,4 @@ def scale_label(spec: Study, figure: str, scale: str, layout: Layout) -> str:
         name for table in spec.figures[figure].tables for name in spec.tables[table].experiments
     ]
     scales = sorted({kept[name].scale for name in names if name in kept})
-    return f"{', '.join(scales)} (recorded)"
+    return f"{', '.join(scales)} (recorded)" if scales else RECORDED
