@@ -344,17 +344,22 @@ def runs(
         ax.plot(run[x], run[y], **{**THIN, "color": color, **options})
 
 
-def ordered(values: Iterable[float], palette: str = "viridis_r") -> dict[float, dict[str, Any]]:
-    """Give ordered values, such as sizes, colours of falling lightness, markers and dashes."""
+def ordered(
+    values: Iterable[float], palette: str = "viridis_r", lightest: float = 0.25
+) -> dict[float, dict[str, Any]]:
+    """Give ordered values, such as sizes, colours of falling lightness, markers and dashes.
+
+    The palette is used from its share ``lightest`` on, below which it would hardly show.
+    """
     unique = sorted(set(values))
-    shares = np.linspace(1, 0.25, max(2, len(unique)))  # the lightest quarter would hardly show
+    shares = np.linspace(1, lightest, max(2, len(unique)))
     colors = dict(zip(reversed(unique), mpl.colormaps[palette](shares)[:, :3], strict=False))
     return {value: look | {"color": tuple(colors[value])} for value, look in looks(unique).items()}
 
 
 def shades(values: Iterable[float]) -> dict[float, dict[str, Any]]:
     """Do what `ordered` does in greys, for a figure whose colours mean something else."""
-    return ordered(values, "Greys")
+    return ordered(values, "Greys", 0.45)
 
 
 def save(

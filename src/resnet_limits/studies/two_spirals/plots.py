@@ -92,7 +92,7 @@ def _error_over_size(
     ax.plot(n, top * (n / n[0]) ** BOUND, **style.GUIDE, label=label)
     text = f"at $n = {n[0]}$ the fits are\n{misses[0]:.1f} and {misses[1]:.1f} times the error"
     ax.text(0.97, 0.96, text, transform=ax.transAxes, ha="right", va="top")
-    _log_axes(ax, n)
+    _log_axes(ax, n, 4 * FLOOR)
     style.legend_above(ax, f"field {LABELS[variant]}")
 
 
@@ -179,7 +179,7 @@ def _errors_by_noise(ax: Axes, errors: pd.DataFrame, rates: pd.DataFrame) -> Non
     _log_axes(ax, errors["n_train"].unique())
     ax.set(ylabel="test 0-1 error")
     ax.set_title(f"field {LABELS['constant']}")
-    ax.set_ylim(bottom=FLOOR / 5)  # room for the legend
+    ax.set_ylim(bottom=FLOOR / 4)  # room for the legend
     ax.legend(title="noise: slope", loc="lower left")
 
 
@@ -449,8 +449,8 @@ def _slope(row: pd.Series) -> str:
     return style.interval(row["slope"], row["low"], row["high"])
 
 
-def _log_axes(ax: Axes, sizes: np.ndarray) -> None:
-    ax.set(yscale="log", ylim=(FLOOR, 1.3))
+def _log_axes(ax: Axes, sizes: np.ndarray, floor: float = FLOOR) -> None:
+    ax.set(yscale="log", ylim=(floor, 1.3))
     _log_sizes(ax, sizes)
     ax.yaxis.set_major_formatter("{x:g}")
 
