@@ -25,4 +25,6 @@ def test_an_example_is_understood_and_in_its_commands_help(example, capsys):
     assert parser().parse_args([command, *words]).run
     with pytest.raises(SystemExit):
         parser().parse_args([command, "--help"])
-    assert re.search(rf"example:\n  {re.escape(shlex.join(example[:2]))} ", capsys.readouterr().out)
+    assert re.search(
+        rf"example:\n  {re.escape(shlex.join(example[:2]))}[ \n]", capsys.readouterr().out
+    )

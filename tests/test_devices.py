@@ -40,11 +40,13 @@ TORCH = {"backend": "torch"}  # what a GPU uses
 SHORT = {"steps": 8, "probes": 2}  # so that some steps do not follow a measurement
 SPIRALS = {"gram_probes": 2, "seed": [0, 1], "n_train": [8, 32], "boundary_n": [8]}
 
+FLOAT32 = {"precision": {"cpu": "float32", "cuda": "float32"}}
+
 # Study, experiment, run of scale smoke, other settings.
 CASES = {
     "spirals": ("two_spirals", "rate", "constant", SHORT | SPIRALS),
-    "spirals_per_step": ("two_spirals", "rate", "per_step", SHORT | SPIRALS),
-    "spirals_frozen": ("two_spirals", "rate", "frozen", SHORT | SPIRALS),
+    "spirals_per_step": ("two_spirals", "rate", 0, SHORT | SPIRALS | {"field": "per_step"}),
+    "spirals_frozen": ("two_spirals", "rate", 0, SHORT | SPIRALS | {"field": "frozen"}),
     "vanilla": ("sorted_tau", "resnet20", "resnet20_vanilla_seed0", {}),
     "sorted_tau": ("sorted_tau", "resnet20", "resnet20_sorted_tau_seed0", {}),
     "steps": ("sorted_tau", "steps_or_sorting", "resnet20_steps_seed0", {}),
@@ -59,11 +61,11 @@ CASES = {
     "width": ("rff_width", "width", 0, SHORT | {"bound_probes": 2, "width": [8], "draw": [0]}),
     "flow_rkhs": ("rff_width", "mnist_layers", "rkhs_layers2_pretraining1_seed0", {}),
     "flow_shl": ("rff_width", "mnist_layers", "shl_layers2_pretraining1_seed0", {}),
-    "blocks_rkhs": ("rff_width", "cifar", "rkhs_layers1_seed0", {}),
-    "blocks_shl": ("rff_width", "cifar", "shl_layers1_seed0", {}),
+    "blocks_rkhs": ("rff_width", "cifar", "rkhs_layers1_seed0", FLOAT32),
+    "blocks_shl": ("rff_width", "cifar", "shl_layers1_seed0", FLOAT32),
 }
 # Where sums round differently since a copy has other strides.
-ROUNDED = {"particles": (1e-12, 1e-14)}
+ROUNDED = {"particles": (1e-12, 1e-14)} | dict.fromkeys(("blocks_rkhs", "blocks_shl"), (1e-3, 1e-5))
 # How often a step makes the host wait where it must. A step right after a measurement may: the
 # measurement has just done so. An epoch's first step is one, and copies its order of images. Not
 # counted is torch.cuda.synchronize, by which the cost of a step is measured.

@@ -24,7 +24,7 @@ STEPS = re.compile(
 )
 # Experiments whose steps cannot be too long: they have none, or are limited by stability.
 LIMITED = {"cost", "published", "width", "embedding", "guarantee", "start"}
-SATURATING = {"gradients", "expansion"}  # whose bounded activations keep losses finite
+SATURATING = {"gradients", "expansion", "theory"}  # whose bounded activations keep losses finite
 RUN_ALL = """
 import sys, torch
 from pathlib import Path

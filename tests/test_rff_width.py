@@ -187,11 +187,11 @@ def test_exponents_of_left_sides(runs):
     assert found.loc["lifting", "slope"] < -0.25
 
 
-def test_wide_counts_data_sets(runs):
+def test_wide_counts_draws(runs):
     found = tables.wide(runs)
-    # N = 4: 32 and 128 features, N = 8: 128; two kernels, two draws.
-    assert found.groupby("samples")["networks"].unique().map(list).to_dict() == {4: [8], 8: [4]}
-    assert len(found) == 4
+    # N = 4: 32 and 128 features, N = 8: 128; two data sets, two draws.
+    assert found.groupby("samples")["networks"].unique().map(list).to_dict() == {4: [2], 8: [1]}
+    assert len(found) == 8
 
 
 def test_claims_select_by_columns_that_exist(runs):

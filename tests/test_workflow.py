@@ -26,7 +26,7 @@ SMOKE = ("--config", "scale=smoke")
 RUN = Path("results/smoke/two_spirals/rate/constant")
 
 
-def snakemake(folder, *arguments, timeout=600, package=None):
+def snakemake(folder, *arguments, timeout=1800, package=None):
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
     return run(folder, command, timeout, package)
 

@@ -75,7 +75,10 @@ def table1(runs: Runs) -> pd.DataFrame:
 
 
 def row_means(runs: Runs) -> pd.DataFrame:
-    """Mean difference of every row of Table 1 with three pairs or more, and whether it is lower."""
+    """Mean difference of every row of Table 1, and whether it is lower.
+
+    ``enough`` tells whether the row has as many pairs as the paper's, three.
+    """
     table = pairs(runs)
     if table.empty:
         return table
@@ -83,8 +86,8 @@ def row_means(runs: Runs) -> pd.DataFrame:
     found = table.groupby(by, sort=False).agg(
         pairs=("seed", "count"), difference=("difference", "mean"), diverged=("diverged", "any")
     )
-    found = found[found["pairs"] >= PAPER_RUNS].reset_index()
-    return found.assign(lower=found["difference"] < 0)
+    found = found.assign(lower=found["difference"] < 0, enough=found["pairs"] >= PAPER_RUNS)
+    return found.reset_index()
 
 
 def _measured(ours: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
