@@ -118,13 +118,13 @@ def thresholds(runs: Runs) -> pd.DataFrame:
 
 
 def wide(runs: Runs) -> pd.DataFrame:
-    """Per kernel, N and draw: whether all networks of r >= N^2 features reach zero linearly."""
+    """Per kernel, N and draw: whether all networks of r >= N^2 features converge."""
     table = _outcomes(runs["width"])
     table = table[table["wide"]]
     keys = ["kernel", "samples", "data_seed", "draw", *_marks(table)]
     return (
         table.groupby(keys, sort=False)
-        .agg(networks=("width", "count"), converge=("zero_at_linear_rate", "all"))
+        .agg(networks=("width", "count"), converge=("converged", "all"))
         .reset_index()
     )
 
@@ -292,7 +292,6 @@ def _outcomes(runs: list[Run]) -> pd.DataFrame:
     infinite = table[np.isinf(table["width"])].set_index([*RUN, "size"])["rate"]
     table = table.join(infinite.rename("infinite_rate"), on=[*RUN, "size"])
     table["rate_ratio"] = table["rate"] / table["infinite_rate"]
-    table["zero_at_linear_rate"] = table["converged"] & table["linear"]
     table["wide"] = np.isfinite(table["width"]) & (table["width"] >= table["samples"] ** 2)
     return table
 
