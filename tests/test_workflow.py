@@ -167,7 +167,7 @@ def test_an_incomplete_archive_is_shown_with_what_it_has(archived):
     result = snakemake(archived, "all", *RECORDED)
     assert result.returncode == 0, result.stderr
     page = (archived / "results/recorded/report-two_spirals.html").read_text()
-    assert "1 of 4 runs" in page
+    assert "1 of 2 runs" in page
     assert "depth: not recorded" in page
     claims = json.loads((archived / "results/recorded/two_spirals/claims.json").read_text())
     verdicts = {claim["id"]: claim["verdict"] for claim in claims}
@@ -182,7 +182,7 @@ def test_finished_runs_alone_make_tables_at_any_scale(smoke, project):
     result = snakemake(project, "all", *finished)
     assert result.returncode == 0, result.stderr
     assert "train" not in jobs(result)
-    assert "rate: 2 of 4 runs" in (project / "results/smoke/report-two_spirals.html").read_text()
+    assert "depth: 0 of 2 runs" in (project / "results/smoke/report-two_spirals.html").read_text()
 
 
 def test_a_mixture_of_scales_is_refused(archived):
@@ -577,8 +577,8 @@ def test_tables_refuse_a_record_of_another_configuration(smoke):
     shutil.copytree(smoke / "results", other / "results")
     target = other / RUN
     shutil.rmtree(target)
-    shutil.copytree(other / "results/smoke/two_spirals/rate/per_step", target)
+    shutil.copytree(other / "results/smoke/two_spirals/rate/removed", target)
     result = command(other, "table", "two_spirals", "final", "--scale", "smoke")
     assert result.returncode == 2
     assert f"{RUN}/record.json: record of another configuration" in result.stderr
-    assert "field is per_step, the study asks for constant" in result.stderr
+    assert "field is removed, the study asks for constant" in result.stderr
