@@ -46,7 +46,6 @@ CLAIM_COLUMNS = (
     "bound_high", "paper", "statement", "where", "why", "data", "note",
 )  # fmt: skip
 
-
 SIGNS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "~", NOT_TESTED: "–"}
 
 
