@@ -124,7 +124,7 @@ def test_a_figure_keeps_its_looks_in_fewer_bytes():
         np.asarray(Image.open(f).convert("RGB"), int) for f in (path, io.BytesIO(content))
     )
     assert np.abs(one - other).max() < 32
-    assert one.shape[:2] == (2 * found.height, 2 * found.width)
+    assert (one.shape[0] // 2, one.shape[1] // 2) == (found.height, found.width)
 
 
 def test_nothing_is_loaded_and_every_link_leads_somewhere(page):
